@@ -158,3 +158,19 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+# --- stopping ------------------------------------------------------------------------------------------------
+
+_stop = False
+
+
+def request_stop() -> None:
+    """Ask the work in this process to save and end after its current step; safe inside a signal handler."""
+    global _stop
+    _stop = True
+
+
+def stop_requested() -> bool:
+    """Whether somebody asked: a loop polls this between steps, saves, and raises `errors.Interrupted`."""
+    return _stop
