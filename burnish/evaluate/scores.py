@@ -1,0 +1,200 @@
+"""Predictions become scores and comparisons.
+
+In: examples and what one or several rungs said about them.  Out: Score, Comparison, a confusion table.  Every example
+must have exactly one prediction: a row without an answer is scored as wrong, never left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations
+from types import ModuleType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from burnish import kinds
+from burnish.errors import DataError
+from burnish.evaluate import statistics
+from burnish.evaluate.statistics import Rows
+from burnish.metrics._text import gold
+from burnish.records import Comparison, Example, Prediction, Score
+
+# rmse: in the label's own unit, so that a person can say what is good enough, and no error escapes it; a correlation
+# forgives a wrong offset and scale.  rouge-l: an answer may be worded differently.  bits-per-byte: independent of the
+# tokenizer; perplexity is what people know from chat models and stays within one base.
+USUAL = {
+    "classify": "accuracy",
+    "regress": "rmse",
+    "extract": "exact-match",
+    "answer": "rouge-l",
+    "chat": "perplexity",
+    "write": "bits-per-byte",
+}
+
+
+def pick_metric(goal_task: str) -> str:
+    """The usual metric of a goal task: what `goal.metric: auto` means."""
+    return USUAL[goal_task]
+
+
+def applicable(goal_task: str, examples: Sequence[Example], predictions: Sequence[Prediction]) -> tuple[str, ...]:
+    """Metrics made for the goal task whose material the rows carry, the usual one first.
+
+    A likelihood metric needs every row's likelihood; others need one row that has an answer or says why it has none,
+    and those of text a gold text to compare with.
+    """
+
+    def has(metric: ModuleType) -> bool:
+        given = [getattr(row, metric.NEEDS) is not None for row in predictions]
+        if metric.NEEDS == "nll":
+            return all(given)
+        if metric.NEEDS == "text" and not any(gold(example) for example in examples):
+            return False
+        return any(given) or any(row.problem for row in predictions)
+
+    names = [name for name in kinds.names("metrics") if goal_task in _metric(name).FOR and has(_metric(name))]
+    return tuple(sorted(names, key=lambda name: name != USUAL[goal_task]))
+
+
+def score(
+    metric: str,
+    examples: Sequence[Example],
+    predictions: Sequence[Prediction],
+    labels: Sequence[str] = (),
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Score:
+    """One metric over all rows with its interval: Wilson's for proportions, the bootstrap for the rest.
+
+    Raises DataError when predictions and examples do not match one to one, or a row cannot be scored.
+    """
+    rows = _rows(metric, examples, predictions, labels)
+    module, n = _metric(metric), len(rows)
+    value = module.value(rows)
+    if module.KIND == "proportion":
+        low, high = statistics.wilson(float(rows.sum()), n, confidence)
+        return Score(metric, value, low, high, n, "wilson", module.HIGHER, confidence)
+    values = statistics.resampled(rows, module.value, resamples, seed)
+    low, high = _widened(*statistics.interval(values, n, confidence), module, n, confidence)
+    return Score(metric, value, low, high, n, "bootstrap", module.HIGHER, confidence)
+
+
+def compare(
+    a_name: str,
+    b_name: str,
+    metric: str,
+    examples: Sequence[Example],
+    a_predictions: Sequence[Prediction],
+    b_predictions: Sequence[Prediction],
+    labels: Sequence[str] = (),
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Comparison:
+    """`b` minus `a` on the same rows, its interval and two-sided p; p_holm equals p, as of a single comparison."""
+    named = {a_name: a_predictions, b_name: b_predictions}
+    return compare_all(named, metric, examples, labels, confidence, resamples, seed)[0]
+
+
+def compare_all(
+    named: Mapping[str, Sequence[Prediction]],
+    metric: str,
+    examples: Sequence[Example],
+    labels: Sequence[str] = (),
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[Comparison, ...]:
+    """Every pair of rungs, an earlier one as `a`, with Holm's correction over all of them.
+
+    Proportions: McNemar's exact test and Newcombe's paired interval.  Others: random swaps and a paired bootstrap.
+    """
+    module = _metric(metric)
+    rows = {name: _rows(metric, examples, predictions, labels) for name, predictions in named.items()}
+    if module.KIND == "proportion":
+        found = [_proportions(a, b, rows[a], rows[b], confidence) for a, b in combinations(rows, 2)]
+    else:
+        draws = {name: statistics.resampled(table, module.value, resamples, seed) for name, table in rows.items()}
+        found = []
+        for a, b in combinations(rows, 2):
+            n, difference = len(rows[a]), module.value(rows[b]) - module.value(rows[a])
+            low, high = statistics.interval(draws[b] - draws[a], n, confidence)
+            p = statistics.swap_test(rows[a], rows[b], module.value, resamples, seed)
+            found.append(Comparison(a, b, difference, low, high, p, p, n, "random swaps"))
+    corrected = statistics.holm([item.p for item in found])
+    return tuple(replace(item, p_holm=p) for item, p in zip(found, corrected, strict=True))
+
+
+def confusion(
+    examples: Sequence[Example], predictions: Sequence[Prediction], labels: Sequence[str]
+) -> tuple[tuple[int, ...], ...]:
+    """Counts (L, L + 1): row = true class, column = predicted class, the last column = no usable answer.
+
+    Empty where a row can have several labels: there is no such table.
+    """
+    if any(isinstance(example.label, tuple) for example in examples):
+        return ()
+    place = {name: index for index, name in enumerate(labels)}
+    table = np.zeros((len(labels), len(labels) + 1), dtype=int)
+    for row, prediction in zip(
+        _rows("recall", examples, predictions, labels), joined(examples, predictions), strict=True
+    ):
+        said = None if prediction.problem else prediction.label
+        table[int(row[: len(labels)].argmax()), place.get(said, -1) if isinstance(said, str) else -1] += 1
+    return tuple(tuple(int(count) for count in row) for row in table)
+
+
+def joined(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Prediction]:
+    """The predictions in the order of the examples.
+
+    Raises DataError unless each example has exactly one prediction and each prediction its example.
+    """
+    by_id = {row.id: row for row in predictions}
+    wanted = {example.id: example for example in examples}
+    again = "predict these rows again; a score over other rows says nothing about these"
+    if len(wanted) < len(examples) or len(by_id) < len(predictions):
+        raise DataError(
+            "Two rows have the same id, so predictions cannot be matched to examples", do="remove duplicates"
+        )
+    if missing := [example for name, example in wanted.items() if name not in by_id]:
+        raise DataError(f"{len(missing)} of {len(wanted)} examples have no prediction", str(missing[0].where), again)
+    if strange := [row for name, row in by_id.items() if name not in wanted]:
+        raise DataError(f"{len(strange)} predictions belong to no example", strange[0].where, again)
+    return [by_id[example.id] for example in examples]
+
+
+def _metric(name: str) -> ModuleType:
+    return kinds.load("metrics", name)
+
+
+def _rows(metric: str, examples: Sequence[Example], predictions: Sequence[Prediction], labels: Sequence[str]) -> Rows:
+    if not examples:
+        raise DataError("There are no rows to score", do="give test rows: data.test or data.test_files")
+    module = _metric(metric)
+    pairs = zip(examples, joined(examples, predictions), strict=True)
+    return np.array([module.components(example, prediction, labels) for example, prediction in pairs], dtype=np.float64)
+
+
+def _widened(low: float, high: float, metric: ModuleType, n: int, confidence: float) -> tuple[float, float]:
+    """When no resample differs from a perfect (or the worst) value, what n rows without an exception can show."""
+    worst, best = metric.RANGE
+    rest = (1 - statistics.wilson(n, n, confidence)[0]) * (best - worst)
+    if low == high == best and np.isfinite(rest):
+        return low - rest, high
+    if low == high == worst and np.isfinite(rest):
+        return low, high + rest
+    return low, high
+
+
+def _proportions(a: str, b: str, a_rows: Rows, b_rows: Rows, confidence: float) -> Comparison:
+    a_right: NDArray[np.bool_] = a_rows[:, 0] > 0.5
+    b_right: NDArray[np.bool_] = b_rows[:, 0] > 0.5
+    both, neither = int((a_right & b_right).sum()), int((~a_right & ~b_right).sum())
+    fixed, broken = int((b_right & ~a_right).sum()), int((a_right & ~b_right).sum())
+    n = len(a_right)
+    low, high = statistics.paired_difference(both, fixed, broken, neither, confidence)
+    p = statistics.mcnemar_exact(fixed, broken)
+    return Comparison(a, b, (fixed - broken) / n, low, high, p, p, n, "mcnemar", fixed, broken)

@@ -1,0 +1,168 @@
+"""How sure a number is, and whether two differ by more than luck.
+
+In: counts, or one row of numbers per example and a function from rows to a value.  Out: intervals and p-values.
+NumPy and the standard library only; every random draw comes from a seed, so a report can be made again.
+Measured, 1,000 and 2,000 simulations at nominal .95 and .05 (tests/evaluate/test_statistics.py repeats some):
+intervals cover .94 to .96 for means; .91 to .94 for RMSE, Pearson and macro-F1 at n = 20 to 50, .94 to .95 at 200;
+RMSE of heavy-tailed errors only .87 at 50 and .90 at 200.  `swap_test` is wrong at most .05 of the time at any n,
+where p-values read off the same bootstrap were wrong .07 to .10 of the time at n = 20 and .06 to .08 at 50.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rows = NDArray[np.float64]
+Value = Callable[[Rows], float]
+Interval = tuple[float, float]
+
+NORMAL = NormalDist()
+
+
+def quantile(confidence: float) -> float:
+    """The two-sided standard normal quantile.
+
+    >>> round(quantile(0.95), 4)
+    1.96
+    """
+    return NORMAL.inv_cdf(0.5 + confidence / 2)
+
+
+def wilson(successes: float, n: int, confidence: float = 0.95) -> Interval:
+    """Interval of a proportion; sound for few rows and near 0 and 1, where value ± error is not.
+
+    Source: Wilson 1927; compared in Brown, Cai and DasGupta 2001.
+
+    >>> [round(limit, 4) for limit in wilson(8, 10)]
+    [0.4902, 0.9433]
+    """
+    if n == 0:
+        return 0.0, 1.0
+    z, p = quantile(confidence), successes / n
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return max(0.0, min(p, middle - half)), min(1.0, max(p, middle + half))
+
+
+def resampled(rows: Rows, value: Value, resamples: int, seed: int) -> NDArray[np.float64]:
+    """The value of `resamples` samples of the rows (n, k), drawn with replacement; shape (resamples,).
+
+    The draws depend on n and the seed alone: two systems on the same rows get the same draws, so the difference
+    of two results is a paired bootstrap.
+    Source: Efron 1979.
+    """
+    random = np.random.default_rng(seed)
+    return np.array([value(rows[random.integers(0, len(rows), len(rows))]) for _ in range(resamples)])
+
+
+def interval(values: NDArray[np.float64], n: int, confidence: float = 0.95) -> Interval:
+    """The bootstrap percentile interval of resampled values, widened for few rows as Student's t is.
+
+    n: rows that were resampled.
+    Source: Hesterberg 2015, What teachers should know about the bootstrap, "expanded percentile"; the t quantile is
+    Abramowitz and Stegun 26.7.5 (within .003 for n > 8).
+    """
+    z, freedom = quantile(confidence), max(n - 1, 1)
+    t = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    tail = NORMAL.cdf(-t * math.sqrt((freedom + 1) / freedom))
+    ordered = np.sort(values)  # limits are resampled values, not mixtures: infinity stays infinity
+    low = ordered[math.floor(tail * (len(values) - 1))]
+    high = ordered[math.ceil((1 - tail) * (len(values) - 1))]
+    return float(low), float(high)
+
+
+def swap_test(a: Rows, b: Rows, value: Value, resamples: int, seed: int) -> float:
+    """Two-sided p that a and b, rows (n, k) of the same examples, differ by luck.
+
+    If the systems are equally good, which of the two a row came from is a coin toss: the difference is compared with
+    those after swapping each row at random.  Never wrong more often than it says, for any metric and n.
+    Source: Noreen 1989, approximate randomisation; Riezler and Maxwell 2005 for text metrics.
+    """
+    random = np.random.default_rng(seed)
+    seen = abs(value(b) - value(a))
+    if not seen > 0:
+        return 1.0
+    nearly = seen * (1 - 1e-9)  # sums in another order must still count as equal
+    larger = 0
+    for _ in range(resamples):
+        swap = random.random((len(a), 1)) < 0.5
+        larger += bool(abs(value(np.where(swap, a, b)) - value(np.where(swap, b, a))) >= nearly)
+    return (1 + larger) / (1 + resamples)
+
+
+def mcnemar_exact(b: int, c: int) -> float:
+    """Two-sided p that `b` rows only one system and `c` rows only the other got right, if both are equally good.
+
+    Source: McNemar 1947, in the exact binomial form.
+
+    >>> round(mcnemar_exact(10, 2), 4)
+    0.0386
+    """
+    n = b + c
+    term, tail = 1, 0
+    for i in range(min(b, c) + 1):
+        tail += term
+        term = term * (n - i) // (i + 1)
+    return min(1.0, tail / (1 << n) * 2)
+
+
+def paired_difference(both: int, first: int, second: int, neither: int, confidence: float = 0.95) -> Interval:
+    """Interval of the difference of two proportions on the same rows: share of `first` minus share of `second`.
+
+    both, neither: rows both or neither got right.  first, second: rows only that one got right.
+    Source: Newcombe 1998, Improved confidence intervals ... based on paired data, method 10.
+
+    >>> [round(limit, 3) for limit in paired_difference(1, 1, 7, 12)]
+    [-0.507, -0.026]
+    """
+    n = both + first + second + neither
+    p, q = (both + first) / n, (both + second) / n
+    p_low, p_high = wilson(both + first, n, confidence)
+    q_low, q_high = wilson(both + second, n, confidence)
+    margins = (both + first) * (second + neither) * (both + second) * (first + neither)
+    cross = both * neither - first * second
+    shared = (max(cross - n / 2, 0.0) if cross > 0 else float(cross)) / math.sqrt(margins) if margins else 0.0
+
+    def reach(down: float, up: float) -> float:
+        return math.sqrt(max(down**2 - 2 * shared * down * up + up**2, 0.0))
+
+    return p - q - reach(p - p_low, q_high - q), p - q + reach(q - q_low, p_high - p)
+
+
+def holm(p: Sequence[float]) -> tuple[float, ...]:
+    """p-values corrected so that the chance of even one false claim among them stays as stated.
+
+    Source: Holm 1979.
+
+    >>> holm([0.01, 0.04, 0.03, 0.005])
+    (0.03, 0.06, 0.06, 0.02)
+    """
+    corrected, largest = list(p), 0.0
+    for rank, place in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
+        largest = max(largest, min(1.0, p[place] * (len(p) - rank)))
+        corrected[place] = largest
+    return tuple(corrected)
+
+
+def minimum_detectable(n: int, discordant: float, power: float = 0.8, confidence: float = 0.95) -> float:
+    """The smallest difference of two proportions on the same n rows that McNemar's test finds with this power.
+
+    discordant: share of rows on which the two differ, 0 to 1.
+    Returns a share, 0 to 1; where the two differ too seldom for any test, the share at which one could first tell.
+    Source: Connor 1987, n d² = (z √s + z' √(s - d²))² solved for d.
+    """
+    if n == 0:
+        return 1.0
+    z, y = quantile(confidence), NORMAL.inv_cdf(power)
+    share = min(1.0, max(discordant, z * z / n))
+    low, high = 0.0, share
+    for _ in range(60):
+        middle = (low + high) / 2
+        enough = n * middle**2 >= (z * math.sqrt(share) + y * math.sqrt(max(share - middle**2, 0.0))) ** 2
+        low, high = (low, middle) if enough else (middle, high)
+    return high

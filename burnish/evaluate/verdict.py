@@ -1,0 +1,263 @@
+"""The answer to the person's question: which rung, how sure, and was tuning worth it.
+
+In: the goal, what each rung scored in order of cost, and how they differ.  Out: one Verdict; nothing else is read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from burnish import kinds
+from burnish.evaluate.statistics import minimum_detectable, quantile
+from burnish.records import Comparison, Outcome, RungResult, Score, Verdict
+
+TITLES = {
+    "zero-shot": "zero-shot prompting",
+    "few-shot": "few-shot prompting",
+    "lora": "LoRA",
+    "full": "full fine-tuning",
+}
+FLOOR = "always giving the same answer"
+FEW = 10  # below this no interval deserves "met" or "not met"
+SMALL = 100  # below this a 95 % interval of a proportion is up to 0.2 wide: worth a note
+
+
+@dataclass(frozen=True)
+class _Gain:
+    """How much better one rung is than another, in the direction that is better for the metric."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+    significant: bool
+    source: Comparison
+
+    def __str__(self) -> str:
+        p = "p < 0.001" if self.p < 0.001 else f"p = {self.p:.2g}"
+        return f"{_number(self.low)} to {_number(self.high)}, {p}"
+
+
+@dataclass(frozen=True)
+class _Climb:
+    """The rungs that ran and how they compare; `scores` in order of cost, without the floor."""
+
+    scores: dict[str, Score]
+    floor: Score | None
+    comparisons: tuple[Comparison, ...]
+    reference: str
+    higher: bool
+    n: int
+
+    def gain(self, better: str, than: str) -> _Gain | None:
+        """How much `better` gains over `than`; None when the two were not compared."""
+        for item in self.comparisons:
+            if {item.a, item.b} == {better, than} and better != than:
+                sign = (1 if item.b == better else -1) * (1 if self.higher else -1)
+                low, high = sorted((sign * item.low, sign * item.high))
+                confidence = next(iter(self.scores.values())).confidence
+                return _Gain(sign * item.difference, low, high, item.p_holm, item.p_holm < 1 - confidence, item)
+        return None
+
+    def beats(self, better: str, than: str) -> bool:
+        """Whether `better` is better by more than luck."""
+        gain = self.gain(better, than)
+        return gain is not None and gain.significant and gain.value > 0
+
+    def at_least(self, value: float, target: float) -> bool:
+        """Whether a value reaches the target."""
+        return value >= target if self.higher else value <= target
+
+    def best(self, names: Collection[str]) -> str:
+        """The best of some rungs by value, the cheapest of equals; '' of none."""
+        values = [(self.scores[name].value * (1 if self.higher else -1), name) for name in self.scores if name in names]
+        return max(values, key=lambda pair: pair[0])[1] if values else ""
+
+
+def decide(
+    goal: Mapping[str, Any],
+    rungs: Sequence[RungResult],
+    comparisons: Sequence[Comparison],
+    n: int,
+    reference: str = "baseline",
+    trained: Collection[str] | None = None,
+) -> Verdict:
+    """The cheapest rung that does what the goal asks.
+
+    goal: task, metric (not "auto") and target.  rungs: in order of cost.  n: test rows.
+    reference: the rung that always gives the same answer: a floor, never recommended.
+    trained: names of the rungs that train weights; by default every adapter.
+    With a target: the cheapest rung whose value reaches it.  Without one: the cheapest rung that is better than the
+    floor and that no other rung beats, both by more than luck.
+    """
+    trained = kinds.names("adapters") if trained is None else trained
+    metric, target = str(goal["metric"]), goal.get("target")
+    scores = {rung.rung: found for rung in rungs if not rung.skipped and (found := _of(rung, metric))}
+    floor = scores.pop(reference, None)
+    left_out = tuple(f"{_title(rung.rung)} was skipped: {rung.skipped}" for rung in rungs if rung.skipped)
+    if not scores:
+        return Verdict("", "not met", "No rung was measured, so there is nothing to recommend.", left_out)
+    higher = next(iter(scores.values())).higher
+    climb = _Climb(scores, floor, tuple(comparisons), reference, higher, n)
+    if target is None:
+        rung, outcome, sentence = _without_target(climb)
+    else:
+        rung, outcome, sentence = _with_target(climb, float(target))
+    notes = (*_notes(climb, rung, outcome, None if target is None else float(target), trained), *left_out)
+    return Verdict(rung, outcome, f"{sentence} {_worth(climb, trained)}", notes)
+
+
+def _with_target(climb: _Climb, target: float) -> tuple[str, Outcome, str]:
+    def beyond(score: Score) -> bool:
+        return climb.n >= FEW and climb.at_least(score.low if climb.higher else score.high, target)
+
+    reaching = [name for name, score in climb.scores.items() if climb.at_least(score.value, target)]
+    if reaching:
+        rung = reaching[0]
+        score = climb.scores[rung]
+        side = "at" if score.value == target else "above" if climb.higher else "below"
+        cheaper = list(climb.scores)[: list(climb.scores).index(rung)]
+        rest = ""
+        if nearest := climb.best(cheaper):
+            rest = f"; {_title(nearest)}, the cheaper rung, reaches {_number(climb.scores[nearest].value, target)}"
+        told = f"{score.metric} {_told(score, target)}, {side} the goal of {_number(target)}"
+        if beyond(score):
+            return rung, "met", _capital(f"{_title(rung)} reaches {told}{rest}.")
+        doubt = "but with so few rows luck is not ruled out"
+        return rung, "probably met", _capital(f"{_title(rung)} probably meets the goal: {told}, {doubt}{rest}.")
+    best = climb.best(climb.scores)
+    score = climb.scores[best]
+    told = f"the best, {_title(best)}, has {score.metric} {_told(score, target)}"
+    possible = [s for s in climb.scores.values() if climb.at_least(s.high if climb.higher else s.low, target)]
+    if possible or climb.n < FEW:
+        doubt = "with so few rows it is not ruled out that the goal is met"
+        return "", "too few rows", f"No rung reaches the goal of {_number(target)}: {told}; {doubt}."
+    return "", "not met", f"No rung reaches the goal of {_number(target)}: {told}."
+
+
+def _without_target(climb: _Climb) -> tuple[str, Outcome, str]:
+    able = [name for name in climb.scores if climb.floor is None or climb.beats(name, climb.reference)]
+    unbeaten = [name for name in able if not any(climb.beats(other, name) for other in climb.scores)]
+    if unbeaten and (climb.n >= FEW or climb.floor is None):
+        rung = unbeaten[0]
+        score = climb.scores[rung]
+        over = f", against {_number(climb.floor.value, score.value)} for {FLOOR}" if climb.floor else ""
+        choice = "the cheapest rung that no other beats" if len(climb.scores) > 1 else "the only rung measured"
+        return rung, "best", _capital(f"{_title(rung)} is {choice}: {score.metric} {_told(score)}{over}.")
+    best = climb.best(climb.scores)
+    score = climb.scores[best]
+    gains = [climb.gain(name, climb.reference) for name in climb.scores]
+    open_ = climb.n < FEW or any(gain is None or gain.high > 0 for gain in gains)
+    floor = f" against {_number(climb.floor.value, score.value)}" if climb.floor else ""
+    why = f"the best, {_title(best)}, has {score.metric} {_told(score)}{floor}"
+    return "", "too few rows" if open_ else "not met", f"No rung is shown to be better than {FLOOR}: {why}."
+
+
+def _worth(climb: _Climb, trained: Collection[str]) -> str:
+    """Was tuning worth it?  The best trained rung against the best of the others."""
+    tuned = climb.best([name for name in climb.scores if name in trained])
+    asked = climb.best([name for name in climb.scores if name not in trained])
+    if not tuned:
+        return "No trained rung was measured, so whether tuning pays is open."
+    if not asked:
+        return "Only trained rungs were measured, so whether tuning pays is open."
+    metric, gain = climb.scores[tuned].metric, climb.gain(tuned, asked)
+    if gain is None:
+        return f"{_capital(_title(tuned))} and {_title(asked)} were not compared, so whether tuning pays is open."
+    if not gain.significant:
+        return (
+            f"Tuning is not shown to pay: {_title(tuned)} improves {metric} over {_title(asked)} "
+            f"by {_number(gain.value)} ({gain}), which may be luck."
+        )
+    if gain.value > 0:
+        return f"Tuning pays: {_title(tuned)} improves {metric} over {_title(asked)} by {_number(gain.value)} ({gain})."
+    return f"Tuning does not pay: {_title(asked)} is better than {_title(tuned)} by {_number(-gain.value)} ({gain})."
+
+
+def _notes(
+    climb: _Climb, rung: str, outcome: Outcome, target: float | None, trained: Collection[str]
+) -> tuple[str, ...]:
+    """What a sceptic should know."""
+    notes = []
+    if climb.n < FEW:
+        notes.append(
+            f"{climb.n} test rows are too few for any firm verdict; at least {FEW}, better {SMALL}, are needed."
+        )
+    elif climb.n < SMALL:
+        notes.append(f"The test set is small ({climb.n} rows): every interval is wide.")
+    metric = next(iter(climb.scores.values())).metric
+    if (least := _detectable(climb, rung, trained)) is not None:
+        notes.append(
+            f"With {climb.n} rows a difference in {metric} under {_number(least)} between two rungs "
+            "cannot be told from luck (80 % power)."
+        )
+    for name in climb.scores:
+        gain = climb.gain(name, rung)
+        if gain and not gain.significant:
+            notes.append(f"{_capital(_title(name))} and {_title(rung)} are within noise of each other ({gain}).")
+    if target is not None and rung:
+        if climb.floor and climb.at_least(climb.floor.value, target):
+            notes.append(f"{_capital(FLOOR)} reaches the goal too: the goal asks for nothing that was learned.")
+        elif climb.floor and not climb.beats(rung, climb.reference):
+            notes.append(f"{_capital(_title(rung))} is not shown to be better than {FLOOR}.")
+        sure = [
+            name
+            for name, score in climb.scores.items()
+            if climb.n >= FEW and climb.at_least(score.low if climb.higher else score.high, target)
+        ]
+        if outcome == "probably met" and sure:
+            notes.append(f"{_capital(_title(sure[0]))}, dearer, meets the goal with its whole interval.")
+    return tuple(notes)
+
+
+def _detectable(climb: _Climb, rung: str, trained: Collection[str]) -> float | None:
+    """The smallest difference these rows can show, judged by the comparison that matters most."""
+    tuned = climb.best([name for name in climb.scores if name in trained])
+    asked = climb.best([name for name in climb.scores if name not in trained])
+    gain = climb.gain(tuned, asked) or climb.gain(rung or tuned or asked, climb.reference)
+    if gain is None:
+        return None
+    item, confidence = gain.source, next(iter(climb.scores.values())).confidence
+    if item.test == "mcnemar":
+        return minimum_detectable(climb.n, (item.fixed + item.broken) / climb.n, confidence=confidence)
+    error = (item.high - item.low) / (2 * quantile(confidence))
+    return (quantile(confidence) + quantile(0.6)) * error  # quantile(0.6) is the normal quantile of 80 %
+
+
+def _of(rung: RungResult, metric: str) -> Score | None:
+    """The rung's score on the goal's metric; None when it has none that is a number."""
+    return next((item for item in rung.scores if item.metric == metric and not math.isnan(item.value)), None)
+
+
+def _title(rung: str) -> str:
+    return TITLES.get(rung, rung)
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _told(score: Score, beside: float | None = None) -> str:
+    return (
+        f"{_number(score.value, beside)} ({_number(score.low, beside)} to {_number(score.high, beside)}, n = {score.n})"
+    )
+
+
+def _number(value: float, beside: float | None = None) -> str:
+    """Two decimals or two digits, whichever says more; more of them where it would read like `beside` but is not.
+
+    >>> _number(0.8467), _number(0.8467, beside=0.85), _number(1234.5), _number(0.00123)
+    ('0.85', '0.847', '1234', '0.0012')
+    """
+    if not math.isfinite(value):
+        return f"{value}"
+    size = math.floor(math.log10(abs(value))) if value else 0
+    first = 0 if size >= 2 else 1 - min(size, -1)
+    for digits in range(first, first + 6):
+        text = f"{value:.{digits}f}"
+        if beside is None or value == beside or text != f"{beside:.{digits}f}":
+            break
+    return "0" if float(text) == 0 else text

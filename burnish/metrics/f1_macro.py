@@ -1,0 +1,28 @@
+"""F1 of each class, then the mean over classes: rare classes count as much as frequent ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from burnish.metrics._labels import macro, sums, switches
+from burnish.records import Example, Prediction
+
+FOR = ("classify",)
+NEEDS = "label"
+HIGHER = True
+RANGE = (0.0, 1.0)
+KIND = "aggregate"
+
+
+def components(example: Example, prediction: Prediction, labels: Sequence[str]) -> tuple[float, ...]:
+    """Gold and predicted classes, 2L numbers."""
+    return switches(example, prediction, labels)
+
+
+def value(rows: NDArray[np.float64]) -> float:
+    """Macro F1 of rows (n, 2L) over the classes that occur: 2 hits / (true + said)."""
+    total = sums(rows)
+    return macro(2 * total.hit, total.gold + total.said, total.occurs)

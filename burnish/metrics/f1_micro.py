@@ -1,0 +1,29 @@
+"""F1 over all decisions together; with one class per row it equals accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from burnish.metrics._labels import sums, switches
+from burnish.records import Example, Prediction
+
+FOR = ("classify",)
+NEEDS = "label"
+HIGHER = True
+RANGE = (0.0, 1.0)
+KIND = "aggregate"
+
+
+def components(example: Example, prediction: Prediction, labels: Sequence[str]) -> tuple[float, ...]:
+    """Gold and predicted classes, 2L numbers."""
+    return switches(example, prediction, labels)
+
+
+def value(rows: NDArray[np.float64]) -> float:
+    """Micro F1 of rows (n, 2L): 2 hits / (true + said) summed over classes; 0 when nothing is true or said."""
+    total = sums(rows)
+    below = float(total.gold.sum() + total.said.sum())
+    return 2 * float(total.hit.sum()) / below if below else 0.0

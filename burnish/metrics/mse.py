@@ -1,0 +1,28 @@
+"""Mean squared error, in the square of the label's unit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from burnish.metrics._numbers import filled, gold_and_said
+from burnish.records import Example, Prediction
+
+FOR = ("regress",)
+NEEDS = "number"
+HIGHER = False
+RANGE = (0.0, float("inf"))
+KIND = "aggregate"
+
+
+def components(example: Example, prediction: Prediction, labels: Sequence[str]) -> tuple[float, ...]:
+    """(gold, said); said is NaN when there is no usable number."""
+    return gold_and_said(example, prediction)
+
+
+def value(rows: NDArray[np.float64]) -> float:
+    """Mean of (gold - said)² over rows (n, 2); a missing number counts as the far end of the gold range."""
+    gold, said = filled(rows)
+    return float(np.mean((gold - said) ** 2))

@@ -1,0 +1,28 @@
+"""Of the rows a class was said for, the share where it was true; mean over classes (macro)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from burnish.metrics._labels import macro, sums, switches
+from burnish.records import Example, Prediction
+
+FOR = ("classify",)
+NEEDS = "label"
+HIGHER = True
+RANGE = (0.0, 1.0)
+KIND = "aggregate"
+
+
+def components(example: Example, prediction: Prediction, labels: Sequence[str]) -> tuple[float, ...]:
+    """Gold and predicted classes, 2L numbers."""
+    return switches(example, prediction, labels)
+
+
+def value(rows: NDArray[np.float64]) -> float:
+    """Macro precision of rows (n, 2L) over the classes that occur; a class never said counts as 0."""
+    total = sums(rows)
+    return macro(total.hit, total.said, total.occurs)

@@ -1,0 +1,28 @@
+"""Of the rows where a class is true, the share it was said for; mean over classes (macro)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from burnish.metrics._labels import macro, sums, switches
+from burnish.records import Example, Prediction
+
+FOR = ("classify",)
+NEEDS = "label"
+HIGHER = True
+RANGE = (0.0, 1.0)
+KIND = "aggregate"
+
+
+def components(example: Example, prediction: Prediction, labels: Sequence[str]) -> tuple[float, ...]:
+    """Gold and predicted classes, 2L numbers."""
+    return switches(example, prediction, labels)
+
+
+def value(rows: NDArray[np.float64]) -> float:
+    """Macro recall of rows (n, 2L) over the classes that occur; a class said but never true counts as 0."""
+    total = sums(rows)
+    return macro(total.hit, total.gold, total.occurs)
