@@ -1,0 +1,290 @@
+"""What a person sees: records in, words and tables out, on a terminal or in a log.
+
+In: what a verb returned and what it was asked.  Out: lines on a Screen.
+Models and data speak here in the words of strangers: everything passes `plain.visible`, and nothing is read as markup.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from burnish.evaluate import plain
+from burnish.records import Comparison, Report, RungResult
+
+LISTED = 20  # kinds of problem shown,
+PLACES = 4  # and places of each; the rest are counted
+Part = str | tuple[str, str]  # text, or text and its style
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Go quiet: whoever closed the pipe has read enough, and the work behind it goes on."""
+        self.quiet = True
+        silence(self.file)
+
+
+def silence(stream: IO[str]) -> None:
+    """Send what is still buffered for a closed pipe nowhere, or Python complains about it at exit."""
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+    except (OSError, ValueError):
+        pass
+
+
+class Screen:
+    """A terminal or a log: colour and wrapping only on the first."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self.terminal = stream.isatty() and "CI" not in os.environ
+        width = None if self.terminal or "COLUMNS" in os.environ else 1000  # a log line is never broken
+        self.console = _Console(file=stream, width=width, markup=False, emoji=False, highlight=False)
+
+    @property
+    def coloured(self) -> bool:
+        return self.console.color_system is not None and not self.console.no_color
+
+    def line(self, *parts: Part, whole: bool = False) -> None:
+        """Print one line (a part may hold more); `whole` for what people copy, which is never broken."""
+        self.console.print(_text(*parts), soft_wrap=whole or not self.terminal)
+
+    def table(self, heads: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> None:
+        """Print columns; the first `left` are words, the others numbers."""
+        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
+        for index, head in enumerate(heads):
+            table.add_column(_text(head), justify="left" if index < left else "right")
+        for row in rows:
+            table.add_row(*(_text(plain.line(cell)) for cell in row))
+        self.console.print(table)
+
+    def error(self, told: object) -> None:
+        """Print a BurnishError's lines: the first stands out."""
+        what, *rest = str(told).splitlines() or [""]
+        self.line((what, "bold red"))
+        for item in rest:
+            self.line(item)
+
+
+def _text(*parts: Part) -> Text:
+    pairs = [(part, "") if isinstance(part, str) else part for part in parts]
+    return Text.assemble(*((plain.visible(text), style) for text, style in pairs))
+
+
+# --- the verbs -----------------------------------------------------------------------------------------------
+
+Asked = Mapping[str, Any]
+
+
+def init(screen: Screen, told: Mapping[str, Any], asked: Asked) -> None:
+    """What was guessed from the data, and the file that says so."""
+    screen.line((f"Wrote {told['task_file']}", "bold"), " from what the data looks like; change there what is wrong")
+    target = told["goal"] if isinstance(told["goal"], str) else plain.setting(told["goal"])
+    _facts(screen, {"goal": target, **{key: told[key] for key in ("metric", "rows", "shape", "columns", "labels")}})
+    for note in told["notes"]:
+        screen.line("  note     ", str(note))
+    for row in told["first"]:
+        screen.line("  first    ", plain.line(row if isinstance(row, str) else plain.setting(row), 160))
+    _next(screen, ["check", told["task_file"]], ["climb", told["task_file"]])
+
+
+def check(screen: Screen, told: Mapping[str, Any], asked: Asked) -> None:
+    """The data card, what is wrong, and the first rows as the model sees them."""
+    screen.line(("Data", "bold"))
+    _facts(screen, told["data"])
+    screen.line(("Tokens", "bold"))
+    _facts(screen, told["tokens"])
+    _problems(screen, told["problems"])
+    for row in told["shown"]:
+        screen.line()
+        screen.line((str(row["where"]), "bold"), "  trained part ", _trained(screen, "like this"))
+        screen.line(*(_trained(screen, text) if trained else text for text, trained in row["spans"]))
+    screen.line()
+    if told["ok"]:
+        screen.line(("Ready.", "bold green"))
+        _next(screen, ["climb", asked["task"]])
+    else:
+        screen.line(("Not ready: a run would stop at the errors above.", "bold red"))
+
+
+def climb(screen: Screen, told: Report, asked: Asked) -> None:
+    """The verdict first, then what it rests on; also for `evaluate` and `demo`."""
+    screen.line((told.verdict.sentence, "bold green" if told.verdict.met else "bold yellow"))
+    for note in told.verdict.notes:
+        screen.line("  note     ", note)
+    screen.line()
+    _rungs(screen, told.rungs)
+    _comparisons(screen, told.comparisons)
+    if "target" in asked:  # an evaluation is of few rungs, so there is room for all that was measured
+        for rung in told.rungs:
+            _scores(screen, rung)
+    page = Path(told.folder) / "report.html"
+    if page.exists():
+        screen.line()
+        screen.line(("Report   ", "bold"), str(page), whole=True)
+    chosen = next((rung.artifact for rung in told.rungs if rung.rung == told.verdict.rung and rung.artifact), "")
+    if chosen:
+        _next(screen, *_uses(chosen, str(told.goal.get("task", ""))))
+    elif "task" in asked:
+        _next(screen, ["check", asked["task"], "--show", "3"])
+
+
+def train(screen: Screen, told: RungResult, asked: Asked) -> None:
+    """What one rung scored and where it lies."""
+    if told.skipped:
+        screen.line((f"{told.rung} was not run: {told.skipped}", "bold yellow"))
+        return
+    made = f" in {plain.seconds(told.seconds)}, {told.trained:,} parameters trained"
+    screen.line((f"Trained {told.rung}", "bold green"), made)
+    _scores(screen, told)
+    _facts(screen, {**told.settings, "artifact": told.artifact})
+    _next(screen, ["evaluate", told.artifact], ["climb", asked["task"]])
+
+
+def predict(screen: Screen, told: Mapping[str, Any], asked: Asked) -> None:
+    """How many rows were answered, and into which file."""
+    before = f", {told['done_before']:,} of them by an earlier call" if told["done_before"] else ""
+    screen.line((f"{told['rows']:,} rows", "bold"), f" in {told['out']} after {plain.seconds(told['seconds'])}{before}")
+    problems = told["problems"]
+    if isinstance(problems, Sequence) and not isinstance(problems, str):
+        _problems(screen, problems)
+    elif problems:
+        screen.line((f"{problems} without a usable answer", "yellow"), "; their `problem` says why")
+
+
+def runs(screen: Screen, told: Sequence[Mapping[str, Any]], asked: Asked) -> None:
+    """One line per run, the newest first."""
+    if not told:
+        screen.line("No runs yet.")
+        _next(screen, ["demo"], ["init", "DATA"])
+        return
+    heads = ("name", "state", "goal", "rungs", "verdict", "when", "took")
+    rows = [
+        [*(plain.setting(run[key]) for key in heads[:-1]), plain.seconds(float(run["seconds"] or 0))] for run in told
+    ]
+    screen.table(heads, rows, left=6)
+
+
+VIEWS: dict[str, Callable[[Screen, Any, Asked], None]] = {
+    "init": init,
+    "check": check,
+    "climb": climb,
+    "train": train,
+    "evaluate": climb,
+    "predict": predict,
+    "runs": runs,
+    "demo": climb,
+}
+
+
+# --- their parts ---------------------------------------------------------------------------------------------
+
+
+def _facts(screen: Screen, facts: Mapping[str, Any]) -> None:
+    wide = max((len(str(key)) for key in facts), default=0)
+    for key, value in facts.items():
+        if value not in (None, "", [], {}, ()):
+            screen.line(f"  {str(key).replace('_', ' ').ljust(max(wide, 8))} ", plain.clip(_fact(value), 300))
+
+
+def _fact(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return " · ".join(f"{key} {_fact(item)}" for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_fact(item) for item in value)
+    return plain.setting(value) if isinstance(value, bool) or value is None else plain.number(value)
+
+
+def _problems(screen: Screen, problems: Sequence[Mapping[str, Any]]) -> None:
+    """Errors before warnings before notes; one message stands once, with the places it holds for."""
+    colours = {"error": "bold red", "warning": "yellow", "note": "dim"}
+    places: dict[tuple[str, str, str], list[str]] = {}
+    for severity in colours:
+        for item in problems:
+            if item["severity"] == severity:
+                places.setdefault((severity, item["what"], item["do"]), []).append(item["where"])
+    for (severity, what, do), found in list(places.items())[:LISTED]:
+        times = f" ({len(found):,} times)" if len(found) > 1 else ""
+        screen.line((f"{severity}: ", colours[severity]), what, times)
+        where = ", ".join(item for item in found[:PLACES] if item)
+        more = f" and {len(found) - PLACES:,} more" if len(found) > PLACES else ""
+        for key, told in (("where", where + more), ("do", do)):
+            if told:
+                screen.line(f"  {key:<6} ", told)
+    if len(places) > LISTED:
+        screen.line(f"... and {len(places) - LISTED:,} more kinds of problem; --json lists all")
+
+
+def _trained(screen: Screen, text: str) -> Part:
+    return (text, "bold green") if screen.coloured else f"[{text}]"
+
+
+def _rungs(screen: Screen, rungs: Sequence[RungResult]) -> None:
+    ran = [rung for rung in rungs if rung.scores]
+    if ran:
+        goal = ran[0].scores[0]
+        rows = []
+        for rung in ran:
+            score = rung.scores[0]
+            trained = f"{rung.trained:,}" if rung.trained else "–"
+            around = plain.interval(score.low, score.high)
+            rows.append([rung.rung, plain.number(score.value), around, plain.seconds(rung.seconds), trained])
+        screen.table(["rung", goal.metric, f"{plain.percent(goal.confidence)} interval", "took", "trained"], rows)
+    for rung in rungs:
+        if rung.skipped:
+            screen.line((f"{rung.rung} not run: ", "dim"), rung.skipped)
+
+
+def _comparisons(screen: Screen, comparisons: Sequence[Comparison]) -> None:
+    if comparisons:
+        screen.line()
+    for item in comparisons:
+        counts = f", fixed {item.fixed}, broke {item.broken}" if item.fixed or item.broken else ""
+        screen.line(
+            f"{item.b} against {item.a}: {plain.signed(item.difference)}",
+            f" ({plain.interval(item.low, item.high, sign=True)}, n = {item.n:,}){counts}",
+            f"; p {_chance(item.p)}, Holm-corrected p {_chance(item.p_holm)} ({item.test})",
+        )
+
+
+def _chance(p: float) -> str:
+    told = plain.chance(p)
+    return told if told.startswith("<") else f"= {told}"
+
+
+def _scores(screen: Screen, rung: RungResult) -> None:
+    if rung.scores:
+        rows = [
+            [score.metric, plain.number(score.value), plain.interval(score.low, score.high)] for score in rung.scores
+        ]
+        around = f"{plain.percent(rung.scores[0].confidence)} interval, n = {rung.scores[0].n:,}"
+        screen.table([rung.rung, "value", around], rows)
+
+
+def _uses(artifact: str, goal: str) -> list[list[str]]:
+    """What one does with a model that meets its goal."""
+    predicts = ["predict", artifact, "NEW_DATA", "--out", "answers.jsonl"]
+    return [["chat", artifact], predicts] if goal in ("chat", "answer", "write") else [predicts, ["chat", artifact]]
+
+
+def _next(screen: Screen, *commands: Sequence[str]) -> None:
+    screen.line()
+    for index, command in enumerate(commands):
+        screen.line(("Next     " if not index else " " * 9, "bold"), shlex.join(["burnish", *command]), whole=True)
+
+
+def stdout() -> Screen:
+    return Screen(sys.stdout)
+
+
+def stderr() -> Screen:
+    return Screen(sys.stderr)

@@ -1,0 +1,150 @@
+"""A workflow that does nothing but return, say and raise what the real one may: the command line's test double."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from burnish import store
+from burnish.errors import Interrupted
+from burnish.records import Comparison, Event, Outcome, Report, RungResult, Score, Verdict
+
+Say = Callable[[str, Event], None]
+HOSTILE = "\x1b[31mred\x1b]0;owned\x07 [bold]not markup[/bold] \u202e\x9b2J :smile:"
+
+
+def score(value: float, metric: str = "accuracy") -> Score:
+    return Score(metric, value, value - 0.05, value + 0.05, 172, "wilson")
+
+
+def report(outcome: Outcome = "met", text: str = "LoRA meets the goal.") -> Report:
+    rungs = (
+        RungResult("zero-shot", (score(0.51),), seconds=3.1),
+        RungResult("lora", (score(0.91), score(0.9, "macro-f1")), 61.0, 12288, artifact="my runs/lora"),
+        RungResult("retrieval", skipped="there are no passages"),
+    )
+    return Report(
+        name="reviews",
+        goal={"task": "classify", "metric": "accuracy", "target": 0.9},
+        base={"name": "burnish-tiny"},
+        rungs=rungs,
+        comparisons=(Comparison("zero-shot", "lora", 0.4, 0.3, 0.5, 0.00001, 0.0002, 172, "mcnemar", 31, 4),),
+        verdict=Verdict("lora" if outcome == "met" else "", outcome, text, ("172 test rows",)),
+        data={},
+        readings=(),
+        environment={},
+        folder="burnish_home/runs/reviews",
+        seconds=64.1,
+    )
+
+
+class Chat:
+    describes = "reviews, rung lora"
+
+    def __init__(self) -> None:
+        self.turns: list[str] = []
+
+    def reply(self, text: str) -> Iterator[str]:
+        self.turns.append(text)
+        yield from (f"{len(self.turns)}: ", text.upper(), "\x1b[2J")
+
+    def reset(self) -> None:
+        self.turns.clear()
+
+
+def init(data: str, *, out: str = "task.yaml", base: str = "burnish-tiny", force: bool = False) -> dict[str, Any]:
+    """Guess a task file from data."""
+    told = {"task_file": out, "shape": "labelled", "columns": {"text": "review"}, "goal": "classify", "rows": 600}
+    return told | {
+        "metric": "accuracy",
+        "labels": ["bad", "good"],
+        "notes": ["2 classes"],
+        "first": [{"text": HOSTILE}],
+    }
+
+
+def check(task: str, *, set: Sequence[str] = (), show: int = 0) -> dict[str, Any]:
+    """Check the data as a run would.
+
+    More words that a summary leaves out.
+    """
+    problem = {"what": f"The label is empty {HOSTILE}", "where": "a.csv:42", "do": "fill it in", "severity": "error"}
+    shown = [{"where": "a.csv:1", "spans": [["Review: fine", False], ["good", True]]}] * show
+    ok = "data.on_problem=drop" in set
+    problems = [] if ok else [problem] * 25
+    return {"data": {"rows": 600, "labels": {"bad": 300}}, "tokens": {}, "problems": problems, "shown": shown, "ok": ok}
+
+
+def climb(task: str, *, set: Sequence[str] = (), again: bool = False, say: Say | None = None) -> Report:
+    """Climb the rungs."""
+    print("a library prints")
+    if say:
+        for step in range(1, 41):
+            say("lora", Event("step", step, float(step), {"loss": 1.0, "steps": 40}))
+        say("lora", Event("warned", 40, 40.0, {"text": HOSTILE}))
+    return report("not met" if "goal.target=1" in set else "met", HOSTILE)
+
+
+def train(task: str, *, rung: str, set: Sequence[str] = (), again: bool = False, say: Say | None = None) -> RungResult:
+    """Train one rung."""
+    return report().rungs[2 if rung == "retrieval" else 1]
+
+
+def evaluate(target: str, *, data: str = "", set: Sequence[str] = (), say: Say | None = None) -> Report:
+    """Evaluate."""
+    return report()
+
+
+def predict(artifact: str, data: str, *, out: str, say: Say | None = None) -> dict[str, Any]:
+    """Predict."""
+    return {"rows": 172, "done_before": 100, "out": out, "seconds": 2.0, "problems": 3}
+
+
+def chat(artifact: str) -> Chat:
+    """Talk."""
+    return Chat()
+
+
+def runs() -> list[dict[str, Any]]:
+    """List the runs."""
+    row = {"name": "reviews", "goal": {"task": "classify"}, "rungs": ["lora"], "verdict": "met", "seconds": 64.1}
+    return [row | {"when": "2026-11-21 07:00", "state": "done"}]
+
+
+def demo(*, fast: bool = False, say: Say | None = None) -> Report:
+    """Show everything."""
+    return report()
+
+
+VERBS = {
+    name: globals()[name] for name in ("init", "check", "climb", "train", "evaluate", "predict", "chat", "runs", "demo")
+}
+
+
+def verbs(**changed: Callable[..., Any]) -> SimpleNamespace:
+    """The fake workflow with some verbs replaced."""
+    return SimpleNamespace(**{**VERBS, **changed})
+
+
+def raising(problem: BaseException) -> SimpleNamespace:
+    """A workflow whose `climb` raises."""
+
+    def climb(task: str, *, set: Sequence[str] = (), again: bool = False, say: Say | None = None) -> Report:
+        raise problem
+
+    return verbs(climb=climb)
+
+
+def stopping() -> SimpleNamespace:
+    """A workflow whose `climb` is interrupted as the real loop is: asked once, it saves and ends."""
+
+    def climb(task: str, *, set: Sequence[str] = (), again: bool = False, say: Say | None = None) -> Report:
+        import os
+        import signal
+
+        os.kill(os.getpid(), signal.SIGINT)
+        assert store.stop_requested()
+        raise Interrupted("Stopped after step 3", "burnish_home/runs/x", f"burnish climb {task}")
+
+    return verbs(climb=climb)
