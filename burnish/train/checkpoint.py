@@ -1,0 +1,333 @@
+"""A run's state on disk: whole or not at all, and trusted only when every byte is the one that was written.
+
+In: named groups of tensors and plain JSON.  Out: `checkpoints/000200/` with one safetensors file per group, state.json
+and manifest.json.  Here because a training run must outlive a kill at any instant, a power cut, a full disk and a
+flipped bit, without a person's help and without ever going on from something wrong.
+
+Order is everything: stage -> sync each file -> sync the folder -> rename -> sync the parent -> read back -> only then
+remove older ones.  Call `save` and `newest` while holding the run's lock (`store.locked`): leftovers of dead processes
+are removed without asking whose they were.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import itertools
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from burnish import store
+from burnish.errors import CheckpointError
+from burnish.records import Problem
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+STATE = "state.json"
+SEAL = b', "seal": "'
+
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A saved state that verified.
+
+    path: its folder.  step: optimizer steps done.  state: state.json.  files: name -> size in bytes and SHA-256.
+    quarantined: what was wrong with the newer ones that were moved aside; tell the user.
+    """
+
+    path: Path
+    step: int
+    state: dict[str, Any]
+    files: Mapping[str, Mapping[str, Any]]
+    quarantined: tuple[Problem, ...] = ()
+
+    def tensors(self, name: str) -> dict[str, torch.Tensor]:
+        """One group of tensors on the CPU, parsed from the very bytes that were hashed.
+
+        Holds the file twice while it parses, so call it group by group.
+        Raises CheckpointError when the group is not there or its bytes changed since `newest` looked.
+        """
+        file = f"{name}.safetensors"
+        if file not in self.files:
+            raise CheckpointError(f"The checkpoint holds no {name}", str(self.path), _start_over(self.path.parent))
+        loaded: dict[str, torch.Tensor] = safetensors.torch.load(_verified(self.path / file, self.files[file]))
+        return loaded
+
+
+def bytes_of(tensors: Mapping[str, Mapping[str, torch.Tensor]]) -> int:
+    """What a checkpoint of these tensors takes on disk, in bytes, its small files aside."""
+    return sum(tensor.numel() * tensor.element_size() for group in tensors.values() for tensor in group.values())
+
+
+def save(
+    folder: Path,
+    step: int,
+    tensors: Mapping[str, Mapping[str, torch.Tensor]],
+    state: Mapping[str, Any],
+    identity: Mapping[str, Any],
+    keep: int = 2,
+) -> Path:
+    """Write `folder/000200/` durably, read it back, then remove all but the newest `keep`; returns its path.
+
+    tensors: one file per group (weights, optimizer, best ...); views, shared storage and any device are fine.
+    state: plain JSON (counters, schedule, best so far).  identity: what must be equal for a run to go on from here.
+    Saving a step that is there and verifies changes nothing.
+    Raises TrainError (the disk is full or failing) or CheckpointError (the disk gives back other bytes than it was
+    given); in both cases the older checkpoints are intact and a second try can succeed.
+    """
+    target = folder / f"{step:06d}"
+    needed = bytes_of(tensors)
+    with store.disk_errors(target, needed):
+        _make(folder)
+        if target.exists() and _damage(target):
+            _quarantine(target)
+        if not target.exists():
+            if shutil.disk_usage(folder).free < needed:
+                raise OSError(errno.ENOSPC, "said before a byte is written")
+            _write_checkpoint(target, step, tensors, state, identity)
+        store.sync_folder(folder)
+        if problems := _damage(target):
+            _quarantine(target)
+            where = "; ".join(problem.where for problem in problems)
+            raise CheckpointError("The disk gives back other bytes than were written", where, "check the disk")
+        for old in _steps(folder)[:-keep]:
+            if old != target:
+                _remove(old)
+    return target
+
+
+def newest(folder: Path, identity: Mapping[str, Any] | None = None) -> Checkpoint | None:
+    """The newest checkpoint that verifies, or None when nothing was ever saved.
+
+    Newer ones that do not verify move to `folder/quarantine/`; leftovers of killed processes are removed.
+    identity: refuse a checkpoint of another run (None: any will do).
+    Raises CheckpointError when there are checkpoints but none verifies (they stay where they are: a run never starts
+    over by itself), when the newest belongs to another run, or was written by another version of this format.
+    """
+    for leftover in [*folder.glob(".tmp-*"), *folder.glob(".trash-*")]:
+        shutil.rmtree(leftover, ignore_errors=True)
+    broken: dict[Path, list[Problem]] = {}
+    for path in reversed(_steps(folder)):
+        if problems := _damage(path):
+            broken[path] = problems
+            continue
+        manifest = _manifest(path)
+        if identity is not None:
+            _refuse_another_run(path, manifest["identity"], json.loads(json.dumps(identity)))
+        state = json.loads(_verified(path / STATE, manifest["files"][STATE]))
+        with store.disk_errors(folder):
+            for damaged in broken:
+                _quarantine(damaged)
+        told = tuple(problem for problems in broken.values() for problem in problems)
+        return Checkpoint(path, manifest["step"], state, manifest["files"], told)
+    if broken:
+        told = tuple(problem for problems in broken.values() for problem in problems)
+        raise CheckpointError(
+            "No checkpoint of this run can be trusted",
+            "\n         ".join(f"{problem.where}: {problem.what}" for problem in told),
+            f"put an intact copy back, or {_start_over(folder)}",
+        )
+    return None
+
+
+def _start_over(folder: Path) -> str:
+    return f"remove {folder} to train from the start"
+
+
+def _steps(folder: Path) -> list[Path]:
+    """The checkpoint folders, oldest first."""
+    return sorted((path for path in folder.glob("*") if re.fullmatch(r"\d{6,}", path.name)), key=lambda p: int(p.name))
+
+
+# Writing
+
+
+def _make(folder: Path) -> None:
+    """Create a folder and its parents so that a power cut cannot take them away again."""
+    if not folder.is_dir():
+        _make(folder.parent)
+        folder.mkdir(exist_ok=True)
+        store.sync_folder(folder.parent)
+
+
+def _write_checkpoint(
+    target: Path,
+    step: int,
+    tensors: Mapping[str, Mapping[str, torch.Tensor]],
+    state: Mapping[str, Any],
+    identity: Mapping[str, Any],
+) -> None:
+    """Stage every file beside `target`, the manifest last, and rename; nothing is left behind on failure."""
+    staged = target.with_name(f".tmp-{target.name}-{os.getpid()}")
+    shutil.rmtree(staged, ignore_errors=True)
+    try:
+        staged.mkdir()
+        files = {f"{name}.safetensors": _safetensors(group) for name, group in tensors.items()}
+        files[STATE] = iter([json.dumps(state, indent=1).encode()])
+        manifest = {
+            "format": FORMAT,
+            "step": step,
+            "identity": identity,
+            "files": {name: _write(staged / name, pieces) for name, pieces in files.items()},
+        }
+        _write(staged / MANIFEST, [_sealed(manifest)])
+        store.sync_folder(staged)
+        staged.rename(target)
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
+
+
+def _safetensors(group: Mapping[str, torch.Tensor]) -> Iterator[Any]:
+    """A safetensors file piece by piece, so that at most one tensor is copied at a time.
+
+    Ours rather than the library's because its writer reports a full disk as text without an errno, and a hash taken
+    while writing is of what was meant, not of what a disk gave back.  The library reads it: it is the test.
+    Source: https://github.com/huggingface/safetensors#format (largest dtypes first keeps every tensor aligned).
+    """
+    names = sorted(group, key=lambda name: (-group[name].element_size(), name))
+    header, end = {}, 0
+    for name in names:
+        start, end = end, end + group[name].numel() * group[name].element_size()
+        header[name] = {
+            "dtype": DTYPES[group[name].dtype],
+            "shape": list(group[name].shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for name in names:
+        yield group[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def _write(path: Path, pieces: Iterable[Any]) -> dict[str, Any]:
+    """Write and sync one new file; returns its size and SHA-256, both taken from memory."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("xb") as stream:
+        for piece in pieces:
+            digest.update(piece)
+            size += stream.write(piece)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return {"size": size, "sha256": digest.hexdigest()}
+
+
+def _sealed(manifest: Mapping[str, Any]) -> bytes:
+    """The manifest as JSON that ends in its own SHA-256: it vouches for every other file, and nothing else for it."""
+    body = json.dumps(manifest).encode()[:-1]
+    return body + SEAL + hashlib.sha256(body).hexdigest().encode() + b'"}\n'
+
+
+def _quarantine(path: Path) -> None:
+    """Move a damaged checkpoint to `quarantine/` beside it; never over one that is there."""
+    room = path.parent / "quarantine"
+    _make(room)
+    places = (room / (f"{path.name}-{number}" if number else path.name) for number in itertools.count())
+    path.rename(next(place for place in places if not place.exists()))
+    store.sync_folder(room)
+    store.sync_folder(path.parent)
+
+
+def _remove(path: Path) -> None:
+    """Delete a checkpoint so that it is never seen half deleted."""
+    trash = path.with_name(f".trash-{path.name}")
+    path.rename(trash)
+    store.sync_folder(path.parent)
+    shutil.rmtree(trash, ignore_errors=True)
+
+
+# Verifying
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    """What a checkpoint's manifest says; parsed only when its seal holds.  Raises ValueError when it does not."""
+    body, _, seal = (path / MANIFEST).read_bytes().rpartition(SEAL)
+    if seal != hashlib.sha256(body).hexdigest().encode() + b'"}\n':
+        raise ValueError("its content changed (the seal at its end does not fit)")
+    manifest: dict[str, Any] = json.loads(body + b"}")
+    if manifest["format"] != FORMAT:
+        raise CheckpointError(
+            f"The checkpoint has format {manifest['format']}, this version of Burnish reads {FORMAT}",
+            str(path),
+            f"go on with the version that began the run, or {_start_over(path.parent)}",
+        )
+    return manifest
+
+
+def _damage(path: Path) -> list[Problem]:
+    """Everything wrong with a checkpoint folder; empty when every byte is the one that was written."""
+    found = {}
+    try:
+        manifest = _manifest(path)
+        if f"{manifest['step']:06d}" != path.name:
+            found[MANIFEST] = f"it is of step {manifest['step']}"
+        found |= {name: _fault(path / name, entry) for name, entry in manifest["files"].items()}
+        found |= {e.name: "it does not belong here" for e in path.glob("*.safetensors") if e.name not in found}
+    except FileNotFoundError:
+        found[MANIFEST] = "it is missing"
+    except (OSError, ValueError) as problem:
+        found[MANIFEST] = str(problem)
+    do = f"kept in {path.parent / 'quarantine'} for a look; an older checkpoint is used"
+    return [Problem(what, str(path / name), do, "warning") for name, what in found.items() if what]
+
+
+def _fault(file: Path, entry: Mapping[str, Any]) -> str:
+    """What is wrong with one file of a checkpoint; '' when nothing is."""
+    try:
+        size = file.stat().st_size
+        if size != entry["size"]:
+            return f"it has {size:,} bytes instead of {entry['size']:,}"
+        with file.open("rb") as stream:
+            if hasattr(os, "posix_fadvise"):  # else the cache vouches for the disk
+                os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            same = hashlib.file_digest(stream, "sha256").hexdigest() == entry["sha256"]
+    except FileNotFoundError:
+        return "it is missing"
+    except OSError as problem:
+        return f"it cannot be read ({problem.strerror})"
+    return "" if same else "its content changed (SHA-256 differs)"
+
+
+def _verified(file: Path, entry: Mapping[str, Any]) -> bytes:
+    """The bytes of a file, if they are the ones the manifest names: what is used is what was hashed."""
+    data = file.read_bytes()
+    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+        raise CheckpointError("A checkpoint changed while it was read", str(file), "give the same command again")
+    return data
+
+
+def _refuse_another_run(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise CheckpointError that names every key in which the run that saved differs from the one that asks."""
+    keys = [key for key in {**saved, **now} if saved.get(key) != now.get(key)]
+    if keys:
+        told = "; ".join(f"{key} was {saved.get(key, 'not set')}, is {now.get(key, 'not set')}" for key in keys)
+        raise CheckpointError(
+            f"The checkpoint was made with another {', '.join(keys)}",
+            f"{path} ({told})",
+            f"undo that change to go on from here, train under another name, or {_start_over(path.parent)}",
+        )
