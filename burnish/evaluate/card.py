@@ -1,0 +1,226 @@
+"""The README.md that travels with an artifact: what it is, what it was made from, how good, how sure, how to use it.
+
+In: a Report, one of its rungs and a few facts about the saved artifact.  Out: Markdown with the Hub's front matter.
+Names and labels come from strangers: in the body they pass `safe`, in the front matter a YAML writer quotes them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import yaml
+
+from burnish.evaluate import plain
+from burnish.records import Comparison, Report, RungResult, Score
+
+PIPELINES = {
+    "AutoModelForSequenceClassification": "text-classification",
+    "AutoModelForSeq2SeqLM": "text2text-generation",
+    "AutoModelForMaskedLM": "fill-mask",
+    "AutoModelForCausalLM": "text-generation",
+}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the card says about the artifact's files.
+
+    library: what loads them without Burnish; burnish for a prompt recipe, which has no weights of its own.
+    auto: the transformers class.  license: of the base ('' when unknown).  files: name -> SHA-256.
+    """
+
+    library: Literal["peft", "transformers", "burnish"] = "transformers"
+    auto: str = "AutoModelForCausalLM"
+    license: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+def facts_of(report: Report, rung: RungResult) -> Facts:
+    """The facts that the records alone tell, for a page that does not open the artifact."""
+    library: Literal["peft", "transformers", "burnish"]
+    library = "burnish" if not rung.trained else "transformers" if rung.rung == "full" else "peft"
+    headed = rung.settings.get("method") in ("classify", "regress")
+    auto = "AutoModelForSequenceClassification" if headed else "AutoModelForCausalLM"
+    return Facts(library, auto, str(report.base.get("license", "")))
+
+
+def usage(report: Report, rung: RungResult, facts: Facts) -> list[tuple[str, str, str]]:
+    """(title, language, code) of each way to run the artifact: Burnish's commands, Python, and without Burnish."""
+    folder = rung.artifact or f"{report.folder}/artifact"
+    quoted, text = shlex.quote(folder), json.dumps(folder)
+    ways = [
+        ("In a terminal", "shell", f"burnish predict {quoted} rows.csv\nburnish chat {quoted}"),
+        ("In Python", "python", f'import burnish\n\nanswers = burnish.predict({text}, "rows.csv")'),
+    ]
+    base = json.dumps(str(report.base.get("name", "")))
+    if facts.library == "transformers":
+        ways.append((
+            "Without Burnish: transformers", "python",
+            f"from transformers import {facts.auto}, AutoTokenizer\n\n"
+            f"tokenizer = AutoTokenizer.from_pretrained({text})\nmodel = {facts.auto}.from_pretrained({text})",
+        ))  # fmt: skip
+    if facts.library == "peft":
+        ways.append((
+            "Without Burnish: transformers and peft", "python",
+            f"from peft import PeftModel\nfrom transformers import {facts.auto}, AutoTokenizer\n\n"
+            f"tokenizer = AutoTokenizer.from_pretrained({text})\n"
+            f"base = {facts.auto}.from_pretrained({base})\nmodel = PeftModel.from_pretrained(base, {text})",
+        ))  # fmt: skip
+    return ways
+
+
+def safe(value: object) -> str:
+    r"""Text on one line that Markdown shows as written: no markup, HTML, table cell or link.
+
+    >>> safe("a|b <i> [x](http://y)")
+    'a\\|b \\<i\\> \\[x\\](http\\://y)'
+    """
+    told = re.sub(r"([\\`*_{}\[\]<>#|!~$&@])", r"\\\1", plain.visible(plain.line(value, 300)))
+    return re.sub(r"www\.", r"www\\.", told.replace("://", r"\://"), flags=re.IGNORECASE)
+
+
+def card(report: Report, rung: RungResult, facts: Facts | None = None) -> str:
+    """README.md of the artifact that `rung` made."""
+    facts = facts or facts_of(report, rung)
+    parts = [
+        f"---\n{yaml.safe_dump(front(report, rung, facts), sort_keys=False, allow_unicode=True)}---",
+        f"# {safe(report.name)}",
+        _what(report, rung),
+        "## Results",
+        *_results(report, rung),
+        "## Data",
+        *_data(report.data),
+        "## How it was made",
+        _table(("setting", "value"), ((key, plain.setting(value)) for key, value in rung.settings.items())),
+        f"Made in {plain.seconds(rung.seconds)}" + (f", {rung.trained:,} parameters trained." if rung.trained else "."),
+        "## Limits",
+        _limits(report, rung),
+        "## How to use it",
+        *(f"{title}:\n\n{_fenced(code, language)}" for title, language, code in usage(report, rung, facts)),
+        "## How to make it again",
+        "The run's folder holds `task.yaml` with every setting and seed written out, and the rows as they were split. "
+        "The same task, data and versions give the same result on the same machine.",
+        _fenced(f"burnish climb {shlex.quote(f'{report.folder}/task.yaml')}", "shell"),
+        _table(("environment", ""), ((key, plain.setting(value)) for key, value in report.environment.items())),
+        *(["Files of this artifact:", _table(("file", "SHA-256"), facts.files.items())] if facts.files else []),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def front(report: Report, rung: RungResult, facts: Facts) -> dict[str, Any]:
+    """The Hub's metadata; the licence of a derivative is its base's, so an unknown one is said to be unknown."""
+    pipeline = PIPELINES.get(facts.auto, "text-generation")
+    found: dict[str, Any] = {
+        "library_name": facts.library,
+        "license": facts.license or "unknown",
+        "base_model": str(report.base.get("name", "")),
+        "base_model_relation": "adapter" if facts.library == "peft" else "finetune",
+        "pipeline_tag": pipeline,
+        "tags": ["burnish", rung.rung, str(report.goal.get("task", ""))],
+        "metrics": [score.metric for score in rung.scores],
+    }
+    results = [
+        {"type": score.metric, "name": score.metric, "value": round(score.value, 6), "verified": False,
+         "args": {"low": score.low, "high": score.high, "confidence": score.confidence, "n": score.n}}
+        for score in rung.scores
+        if score.value == score.value
+    ]  # fmt: skip
+    if results:
+        dataset = {"name": report.name, "type": "private", "split": "test"}
+        entry = {"task": {"type": pipeline}, "dataset": dataset, "metrics": results}
+        found["model-index"] = [{"name": report.name, "results": [entry]}]
+    # Characters that YAML cannot hold would make the whole card unreadable.
+    return json.loads(plain.visible(json.dumps(found, ensure_ascii=False)))  # type: ignore[no-any-return]
+
+
+def _what(report: Report, rung: RungResult) -> str:
+    goal, base = report.goal, report.base
+    aim = (
+        f", aiming at {safe(goal.get('metric', ''))} {plain.number(goal['target'])}"
+        if goal.get("target") is not None
+        else ""
+    )
+    kind = "A prompt recipe for" if not rung.trained else f"A {safe(rung.rung)} fine-tune of"
+    return (
+        f"{kind} `{safe(base.get('name', 'the base model'))}`, made to {safe(goal.get('task', 'answer'))}{aim}, "
+        f"and measured on test rows that neither trained nor chose it.\n\n> {safe(report.verdict.sentence)}"
+    )
+
+
+def _results(report: Report, rung: RungResult) -> list[str]:
+    others = [item for item in report.rungs if item.scores and not item.skipped and (not item.trained or item is rung)]
+    metrics = list(dict.fromkeys(score.metric for item in others for score in item.scores))
+    rows = [
+        (f"{item.rung} (this one)" if item is rung else item.rung, *(_cell(item.scores, metric) for metric in metrics))
+        for item in others
+    ]
+    sure = plain.percent(rung.scores[0].confidence) if rung.scores else "95 %"
+    found = [f"Each cell: value, {sure} interval, number of test rows.", _table(("rung", *metrics), rows)]
+    against = [item for item in report.comparisons if rung.rung in (item.a, item.b)]
+    return [*found, "\n".join(f"- {_compared(item)}" for item in against)]
+
+
+def _cell(scores: Sequence[Score], metric: str) -> str:
+    score = next((item for item in scores if item.metric == metric), None)
+    return (
+        "–"
+        if score is None
+        else f"{plain.number(score.value)} ({plain.interval(score.low, score.high)}; n {score.n:,})"
+    )
+
+
+def _compared(item: Comparison) -> str:
+    moved = f", {item.fixed:,} rows fixed and {item.broken:,} broken" if item.fixed or item.broken else ""
+    return (
+        f"{safe(item.b)} minus {safe(item.a)}: {plain.signed(item.difference)} "
+        f"({plain.interval(item.low, item.high, sign=True)}; n {item.n:,}{moved}; {safe(item.test)}, "
+        f"p after Holm {plain.chance(item.p_holm)})"
+    )
+
+
+def _data(data: Mapping[str, Any]) -> list[str]:
+    """The card's plain values, then its files with their hashes; what is nested deeper stays in the report."""
+    flat = [
+        (key.replace("_", " "), plain.setting(value))
+        for key, value in data.items()
+        if value not in (None, "", (), [], {}) and key != "files" and _shallow(value)
+    ]
+    files = data.get("files") or []
+    rows = [(file.get("name", file.get("file", "")), file.get("rows", ""), file.get("sha256", ""))
+            for file in files if isinstance(file, Mapping)]  # fmt: skip
+    return [_table(("data", ""), flat), _table(("file", "rows", "SHA-256"), rows)]
+
+
+def _shallow(value: Any) -> bool:
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    return len(list(inner)) <= 20 and not any(isinstance(item, (Mapping, list, tuple)) for item in inner)
+
+
+def _limits(report: Report, rung: RungResult) -> str:
+    told = list(report.verdict.notes)
+    if rung.scores:
+        told.append(
+            f"Measured on {rung.scores[0].n:,} test rows from the same source as the training rows: "
+            "other sources, other times and other languages were not measured."
+        )
+    told.append("Biases of the base model and of the data remain; nothing here measured safety or fairness.")
+    return "\n".join(f"- {safe(item)}" for item in told)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    body = [f"| {' | '.join(safe(cell) for cell in row)} |" for row in rows]
+    if not body:
+        return ""
+    return "\n".join([f"| {' | '.join(safe(cell) for cell in head)} |", "|" + " --- |" * len(head), *body])
+
+
+def _fenced(code: str, language: str) -> str:
+    """A code block whose fence no line of the code can close."""
+    code = plain.visible(code)
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", code)), default=0))
+    return f"{fence}{language}\n{code}\n{fence}"
