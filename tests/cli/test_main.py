@@ -180,9 +180,7 @@ def test_the_second_signal_ends_at_once(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_a_reader_that_leaves_is_no_problem() -> None:
-    code = (
-        "import sys, fake_workflow; from burnish.cli import main; sys.exit(main.run(['runs'], fake_workflow.verbs()))"
-    )
+    code = "import sys, fake_workflow as w; from burnish.cli import main; sys.exit(main.run(['runs'], w.verbs()))"
     read, write = os.pipe()
     os.close(read)
     try:
