@@ -82,7 +82,7 @@ def load(folder: str, name: str) -> ModuleType:
     check(folder, name)
     path = PACKAGE / folder / f"{name.replace('-', '_')}.py"
     if path.exists():
-        return importlib.import_module(f"burnish.{folder}.{path.stem}")
+        return importlib.import_module(f"burnish.{folder.replace('/', '.')}.{path.stem}")
     for point in importlib.metadata.entry_points(group=f"burnish.{folder}"):
         if spelt(point.name) == name:
             return point.load()  # type: ignore[no-any-return]

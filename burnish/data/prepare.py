@@ -1,0 +1,649 @@
+"""The data floor's door: `look` says what a file seems to be, `prepare` turns files into train, validation and test.
+
+In: a Task (or a file name).  Out: a folder with train.jsonl, validation.jsonl, test.jsonl (Examples), dropped.jsonl,
+problems.jsonl and card.json, which is written last: a folder with a card is whole.  Rows are read once and spooled to
+disk; in memory each is a few numbers (`Ledger`), so that files larger than memory pass through.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from burnish import kinds, store
+from burnish.data import readers
+from burnish.data.duplicates import Groups, Indices, NearDuplicates, key, normal, runs
+from burnish.data.guess import SAMPLE, Choice, choose
+from burnish.data.readers import Source
+from burnish.data.rows import SHOWN, Bad, Row, ShapeProblem
+from burnish.data.split import NAMES, TEST, TRAIN, VALIDATION, drawn, split
+from burnish.data.validate import (
+    CLASSES,
+    BadRows,
+    Remarks,
+    check,
+    label_warnings,
+    ordered,
+    spellings,
+    told,
+)
+from burnish.errors import DataError
+from burnish.records import Example, Label, Problem, Where
+from burnish.task import DataSettings, Task
+
+KEPT = 10_000  # problems held in memory
+LOOKED = 100_000  # rows that `look` counts
+SHARED_PROMPT = 10  # rows with one prompt up to which they are taken for one question asked again
+DROPPED = -1
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What `burnish init` writes into a task.yaml.
+
+    task: classify, regress, extract, answer, chat or write.  labels: rows per class.  rows: those read (at most
+    LOOKED).  first: the first Examples.  notes: what a person should know.
+    """
+
+    shape: str
+    columns: dict[str, str | list[str]]
+    task: str
+    labels: dict[str, int]
+    rows: int
+    first: tuple[Example, ...]
+    notes: tuple[str, ...]
+    files: tuple[str, ...]
+    problems: int = 0
+
+    def __str__(self) -> str:
+        return str(Choice(self.shape, self.columns, tuple(self.columns)))
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A finished data folder.  problems: errors first, at most KEPT of them, then warnings; card counts them all."""
+
+    folder: Path
+    shape: str
+    columns: dict[str, str | list[str]]
+    labels: tuple[str, ...]
+    multi: bool
+    card: dict[str, Any]
+    problems: list[Problem]
+
+
+@dataclass
+class Ledger:
+    """What stays in memory of each good row: about 60 bytes."""
+
+    file: array[int] = field(default_factory=lambda: array("H"))
+    line: array[int] = field(default_factory=lambda: array("q"))
+    offset: array[int] = field(default_factory=lambda: array("q"))  # in the spool
+    id: array[int] = field(default_factory=lambda: array("Q"))
+    exact: array[int] = field(default_factory=lambda: array("Q"))  # of everything but the label
+    prompt: array[int] = field(default_factory=lambda: array("Q"))  # of what stands before the answer; 0: none
+    label: array[int] = field(default_factory=lambda: array("i"))  # index into Labels.known; -1: none, or a number
+    value: array[float] = field(default_factory=lambda: array("d"))
+    letters: array[int] = field(default_factory=lambda: array("I"))
+
+    def __len__(self) -> int:
+        return len(self.line)
+
+    def column(self, name: str, kind: Any) -> Any:
+        return np.frombuffer(getattr(self, name), kind) if len(self) else np.zeros(0, kind)
+
+
+# --- looking -------------------------------------------------------------------------------------------------
+
+
+def look(name: str | Path, shape: str = "auto") -> Guess:
+    """Guess what a file, folder, glob or Hub name holds; raises DataError when nothing fits."""
+    sources = readers.find([str(name)])
+    mode = readers.text_mode(sources, shape, "", {})
+    choice, notes = _choice(sources, mode, DataSettings(shape=shape), "")
+    module = kinds.load("data/shapes", choice.shape)
+    labels: Counter[str] = Counter()
+    first: list[Example] = []
+    rows = bad = turns = records = letters = 0
+    problem = ""
+    for item in islice(_examples(sources, mode, choice, module), LOOKED):
+        if isinstance(item, Bad):
+            bad, problem = bad + 1, problem or told(item.problem)
+            continue
+        rows += 1
+        if len(first) < 5:
+            first.append(item)
+        for label in item.label if isinstance(item.label, tuple) else (item.label,):
+            if isinstance(label, str):
+                labels[label] += 1
+        turns += sum(turn.role == "assistant" for turn in item.messages) > 1
+        records += item.answer.lstrip()[:1] in ("{", "[") and _is_json(item.answer)
+        letters += len(item.answer)
+    if bad:
+        notes.append(f"{bad:,} rows have problems; the first: {problem}")
+    if rows + bad >= LOOKED:
+        notes.append(f"only the first {LOOKED:,} rows were looked at")
+    if choice.shape == "labelled":
+        task = "regress" if "number" in choice.columns else "classify"
+        if task == "classify" and len(labels) > max(50, rows / 3):
+            notes.append(f"{len(labels):,} classes for {rows:,} rows: is {choice.columns.get('label')} really a class?")
+    elif choice.shape == "document":
+        task = "write"
+    elif choice.shape == "conversation" and turns:
+        task = "chat"
+    else:
+        task = "extract" if rows and records > 0.9 * rows else "answer"
+    counts = {label: labels[label] for label in ordered(labels)}
+    files = tuple(source.name for source in sources)
+    return Guess(choice.shape, choice.columns, task, counts, rows, tuple(first), tuple(notes), files, bad)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), (dict, list))
+    except (ValueError, RecursionError):
+        return False
+
+
+def _choice(sources: list[Source], mode: Any, settings: DataSettings, goal: str) -> tuple[Choice, list[str]]:
+    """The shape and columns of the first rows; raises BadRows when not one of them can be read."""
+    items = (item for source in sources for item in readers.read(source, mode))
+    rows: list[Row] = []
+    bad: list[Bad] = []
+    count = 0
+    for item in items:
+        if isinstance(item, Row):
+            rows.append(item)
+            if len(rows) == SAMPLE:
+                break
+        else:
+            count += 1
+            if len(bad) < KEPT:
+                bad.append(item)
+    if not rows:
+        raise BadRows([item.problem for item in bad], count)
+    choice = choose(rows, settings.shape, settings.columns, goal)
+    notes = [str(choice)]
+    if mode == "labelled":
+        notes.append("text files are read as `LABEL text` lines (guessed)")
+    if all(set(row.values) == {str(at) for at in range(1, len(row.values) + 1)} for row in rows):
+        notes.append("the first line holds data, not column names: the columns are called 1, 2, 3 ...")
+    return choice, notes
+
+
+def _examples(sources: list[Source], mode: Any, choice: Choice, module: Any) -> Iterator[Example | Bad]:
+    """Every row of the files as an Example, or why it is none."""
+    expand: Callable[..., list[Any]] = getattr(module, "expand", lambda values, columns: [values])
+    for source in sources:
+        for item in readers.read(source, mode):
+            if isinstance(item, Bad):
+                yield item
+                continue
+            try:
+                for values in expand(item.values, choice.columns):
+                    example = module.to_example(values, choice.columns, item.where)
+                    check(example)
+                    yield example
+            except ShapeProblem as problem:
+                yield Bad(problem.field[:200], problem.what, problem.do, item.where, _shown(item.values))
+            except (RecursionError, UnicodeEncodeError):
+                yield Bad(
+                    "row", "holds text that cannot be written", "mend or remove it", item.where, _shown(item.values)
+                )
+
+
+def _shown(values: Mapping[str, Any]) -> str:
+    """How a row begins, whatever it holds."""
+    parts = []
+    for name, value in values.items():
+        try:
+            parts.append(f"{str(name)[:60]}: {str(value)[:SHOWN]}")
+        except (ValueError, RecursionError):
+            parts.append(f"{str(name)[:60]}: ...")
+    return " | ".join(parts)[:SHOWN].encode("utf-8", "replace").decode()
+
+
+# --- preparing -----------------------------------------------------------------------------------------------
+
+
+def prepare(task: Task, out: str | Path) -> Prepared:
+    """Read, check, deduplicate and split a task's data into `out`; a finished folder of the same data is used again.
+
+    Raises DataError when the files or columns cannot be made out, and BadRows when rows are bad and
+    `data.on_problem` is stop; then `out` holds problems.jsonl and no card.
+    """
+    out = Path(out)
+    settings = task.data
+    files = readers.find(settings.files, task.folder)
+    roles = dict.fromkeys(files, TRAIN)
+    for names, role in ((settings.validation_files, VALIDATION), (settings.test_files, TEST)):
+        for source in readers.find(names, task.folder) if names else []:
+            if any(source.path.resolve() == other.path.resolve() for other in roles):
+                raise DataError("A file is named twice, for two uses", source.name, "name it under one key of data")
+            roles[source] = role
+    hashes = {source.name: source.sha256() for source in roles}
+    fingerprint = _fingerprint(task, hashes)
+    done = _finished(out, fingerprint)
+    if done is not None:
+        return done
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "card.json").unlink(missing_ok=True)
+    staging = out / f".staging-{os.getpid()}"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    try:
+        with store.disk_errors(out):
+            card, problems = _Preparation(task, roles, hashes, out, staging).run()
+        card = {"fingerprint": fingerprint, **card}
+        store.write_json(out / "card.json", card)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return _prepared(out, card, problems)
+
+
+def _prepared(out: Path, card: dict[str, Any], problems: list[Problem]) -> Prepared:
+    return Prepared(out, card["shape"], card["columns"], tuple(card["labels"]), card["multi"], card, problems)
+
+
+def _fingerprint(task: Task, hashes: Mapping[str, str]) -> str:
+    """16 hex digits of everything that decides the result: files, settings, goal, and this code."""
+    own = asdict(task.data)
+    for name in ("instruction", "template", "train_on", "max_length", "too_long"):
+        del own[name]
+    code = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        code.update(path.read_bytes())
+    said = json.dumps([own, task.goal.task, hashes, code.hexdigest()], sort_keys=True)
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+
+def _finished(out: Path, fingerprint: str) -> Prepared | None:
+    try:
+        card = json.loads((out / "card.json").read_text(encoding="utf-8"))
+        if card["fingerprint"] != fingerprint:
+            return None
+        if any((out / f"{name}.jsonl").stat().st_size != card["bytes"][name] for name in NAMES):
+            return None
+        problems = [Problem(**row) for row in islice(store.read_jsonl(out / "problems.jsonl"), KEPT)]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return _prepared(out, card, problems)
+
+
+class _Preparation:
+    """One run of `prepare`: what is known so far."""
+
+    def __init__(self, task: Task, roles: dict[Source, int], hashes: dict[str, str], out: Path, staging: Path) -> None:
+        self.task, self.settings, self.roles, self.hashes = task, task.data, roles, hashes
+        self.out, self.staging = out, staging
+        self.ledger = Ledger()
+        self.labels: dict[Label, int] = {}  # a class or several -> its index
+        self.problems: list[Problem] = []
+        self.count = 0
+        self.dropped: Counter[str] = Counter()
+        self.read: Counter[str] = Counter()
+        self.remarks = Remarks()
+        self.near = NearDuplicates(self.settings.near_duplicates) if 0 < self.settings.near_duplicates < 1 else None
+
+    def run(self) -> tuple[dict[str, Any], list[Problem]]:
+        main = [source for source, role in self.roles.items() if role == TRAIN]
+        self.mode = readers.text_mode(main, self.settings.shape, self.task.goal.task, self.settings.columns)
+        self.files = list(self.roles)
+        with (
+            (self.staging / "dropped.jsonl").open("w+", encoding="utf-8") as self.drops,
+            (self.staging / "problems.jsonl").open("w+", encoding="utf-8") as self.listing,
+            (self.staging / "rows.jsonl").open("w+b") as self.spool,
+        ):
+            self.choice, self.notes = self._guess(main)
+            self._read()
+            self.side = self._sides()
+            self._spelling()
+            self._exact()
+            if self.count and self.settings.on_problem == "stop":
+                self._stop()
+            if not (self.side != DROPPED).any():
+                raise DataError("No usable rows are left", self.files[0].name, "see problems.jsonl; mend the rows")
+            groups = self._groups()
+            self._own_tests(groups)
+            self._limit()
+            self._split(groups)
+            return self._write(groups), [*self.problems, *self.warnings]
+
+    def _guess(self, main: list[Source]) -> tuple[Choice, list[str]]:
+        try:
+            return _choice(main, self.mode, self.settings, self.task.goal.task)
+        except BadRows as problem:
+            self.problems, self.count = problem.problems, problem.count
+            self.listing.writelines(json.dumps(item.to_json()) + "\n" for item in self.problems)
+            self._stop()
+            raise
+
+    def _stop(self) -> None:
+        """Leave the list of problems, and say the first ones."""
+        self._close(self.listing, "problems.jsonl")
+        raise BadRows(self.problems, self.count, str(self.out / "problems.jsonl"))
+
+    # Pass 1: rows -> spool and ledger
+
+    def _read(self) -> None:
+        module = kinds.load("data/shapes", self.choice.shape)
+        ledger, position = self.ledger, 0
+        for index, source in enumerate(self.files):
+            for item in _examples([source], self.mode, self.choice, module):
+                self.read[source.name] += 1
+                if isinstance(item, Bad):
+                    self._bad(item)
+                    continue
+                line = json.dumps(item.to_json(), ensure_ascii=False).encode() + b"\n"
+                self.spool.write(line)
+                turns = item.messages
+                said = [turn.content for turn in turns] or [item.text, item.pair or ""]
+                ledger.file.append(index)
+                ledger.line.append(item.where.line)
+                ledger.offset.append(position)
+                ledger.id.append(int(item.id, 16))
+                ledger.exact.append(key([f"{turn.role}" for turn in turns] + said))
+                ledger.prompt.append(key([turn.content for turn in item.prompt]) if turns else 0)
+                ledger.label.append(self._label(item))
+                ledger.value.append(item.label if isinstance(item.label, float) else 0.0)
+                ledger.letters.append(min(sum(map(len, said)), 2**32 - 1))
+                position += len(line)
+                if self.near:
+                    self.near.add(_near_text(item))
+                self.remarks.look(item)
+        self.spool.flush()
+
+    def _label(self, example: Example) -> int:
+        if example.label is None or isinstance(example.label, float):
+            return -1
+        if len(self.labels) > CLASSES and example.label not in self.labels:
+            column = self.choice.columns.get("label", "label")
+            raise DataError(
+                f"{column} holds more than {CLASSES:,} different values, so it is no class",
+                str(example.where),
+                "name the right column in data.columns, or set goal.task: regress for a number",
+            )
+        return self.labels.setdefault(example.label, len(self.labels))
+
+    def _bad(self, bad: Bad) -> None:
+        self.count += 1
+        problem = bad.problem
+        self.listing.write(json.dumps(problem.to_json(), ensure_ascii=False).encode("utf-8", "replace").decode() + "\n")
+        if len(self.problems) < KEPT:
+            self.problems.append(problem)
+        self._drop_line("problem", bad.id, str(bad.where), f"{problem.what}, {problem.do}", bad.text)
+
+    def _drop_line(self, category: str, id: str, where: str, reason: str, text: str) -> None:
+        self.dropped[category] += 1
+        row = {"id": id, "where": where, "category": category, "reason": reason, "text": text}
+        self.drops.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace").decode() + "\n")
+
+    # One row again
+
+    def _where(self, row: int) -> Where:
+        return Where(self.files[self.ledger.file[row]].name, self.ledger.line[row])
+
+    def _example(self, row: int) -> Example:
+        self.spool.seek(self.ledger.offset[row])
+        return Example.from_json(json.loads(self.spool.readline()))
+
+    def _drop(self, row: int, category: str, reason: str) -> None:
+        self.side[row] = DROPPED
+        example = self._example(row)
+        self._drop_line(category, example.id, str(example.where), reason, example.surface[:SHOWN])
+
+    def _refuse(self, row: int, field: str, what: str, do: str) -> None:
+        self.side[row] = DROPPED
+        example = self._example(row)
+        self._bad(Bad(field, what, do, example.where, example.surface[:SHOWN], example.id))
+
+    # Between the passes: labels, duplicates, sides
+
+    def _sides(self) -> Any:
+        roles = np.array([self.roles[source] for source in self.files], np.int8)
+        return roles[self.ledger.column("file", np.uint16)] if len(self.ledger) else np.zeros(0, np.int8)
+
+    def _left(self) -> Indices:
+        return np.flatnonzero(self.side != DROPPED)
+
+    def _counts(self, rows: Any) -> Counter[str]:
+        """Rows per class; a row of several classes counts for each."""
+        known = list(self.labels)
+        found = Counter(self.ledger.column("label", np.int32)[rows].tolist())
+        counts: Counter[str] = Counter()
+        for index in sorted(found):
+            for label in _classes(known[index]) if index >= 0 else ():
+                counts[label] += found[index]
+        return counts
+
+    def _spelling(self) -> None:
+        """Refuse rows whose class is spelt like no other, or is not in data.labels."""
+        wrong = spellings(self._counts(self._left()), self.settings.labels)
+        known = list(self.labels)
+        bad = {at: next((label for label in _classes(one) if label in wrong), None) for at, one in enumerate(known)}
+        guilty = [at for at, label in bad.items() if label is not None]
+        column = self.choice.columns.get("label", self.choice.columns.get("labels", "label"))
+        for row in np.flatnonzero(np.isin(self.ledger.column("label", np.int32), guilty)).tolist():
+            what, do = wrong[bad[self.ledger.label[row]] or ""]
+            self._refuse(row, column if isinstance(column, str) else "label", what, do)
+
+    def _exact(self) -> None:
+        """Of equal texts with equal labels one row stays (test before validation before train, then the first)."""
+        ledger, self.twins = self.ledger, Groups()
+        noted = 0
+        for rows in runs(ledger.column("exact", np.uint64), self._left()):
+            ranked = sorted(rows.tolist(), key=lambda row: (-int(self.side[row]), row))
+            kept: dict[tuple[int, float], int] = {}
+            for row in ranked:
+                first = kept.setdefault((ledger.label[row], ledger.value[row]), row)
+                if first != row and self.side[first] != self.side[row]:
+                    self._drop(row, "also in your own test or validation", f"the same text is in {self._where(first)}")
+                elif first != row:
+                    self._drop(row, "exact duplicate", f"the same text and label as {self._where(first)}")
+            if len(kept) == 1:
+                continue
+            rivals = list(kept.values())
+            if ledger.label[rivals[0]] < 0:
+                noted += 1
+                for row in rivals[1:]:
+                    self.twins.join(rivals[0], row)
+                if noted == 1:
+                    self.remarks.add(
+                        "come again with another number", str(self._where(rivals[0])), "settle on one number"
+                    )
+                continue
+            known = list(self.labels)
+            for row in sorted(rivals):
+                other = next(other for other in rivals if other != row)
+                label, rival = (_told(known[ledger.label[at]]) for at in (row, other))
+                what = f'the same text is "{label}" here and "{rival}" in {self._where(other)}'
+                self._refuse(row, "label", what, "decide on one label, or remove both rows")
+
+    def _groups(self) -> Any:
+        """Rows that must not be parted: near duplicates, one text with several numbers, one prompt asked again."""
+        groups, left = self.twins, self._left()
+        if self.near:
+            for one, other in self.near.pairs(left, lambda row: _near_text(self._example(row))):
+                groups.join(one, other)
+            self.near.close()
+        prompts = self.ledger.column("prompt", np.uint64)
+        for rows in runs(prompts, left[prompts[left] != 0]):
+            if len(rows) <= SHARED_PROMPT:
+                for row in rows[1:].tolist():
+                    groups.join(int(rows[0]), row)
+        return groups.of(len(self.ledger))
+
+    def _own_tests(self, groups: Any) -> None:
+        """Take away training rows that come near a row of the person's own test or validation files."""
+        left = self._left()
+        if not self.settings.validation_files and not self.settings.test_files:
+            return
+        for rows in runs(groups, left):
+            judge = max(rows.tolist(), key=lambda row: (int(self.side[row]), -row))
+            for row in rows.tolist():
+                if self.side[row] < self.side[judge]:
+                    self._drop(row, "also in your own test or validation", f"nearly the same as {self._where(judge)}")
+
+    def _limit(self) -> None:
+        rows = np.flatnonzero(self.side == TRAIN)
+        if 0 < self.settings.limit < len(rows):
+            kept = drawn(self.ledger.column("id", np.uint64)[rows], self.settings.limit, self.settings.seed)
+            for row in rows[~kept].tolist():
+                self._drop(row, "limit", f"data.limit keeps {self.settings.limit:,} rows")
+
+    def _split(self, groups: Any) -> None:
+        rows = np.flatnonzero(self.side == TRAIN)
+        settings, ids = self.settings, self.ledger.column("id", np.uint64)
+        shares = (
+            0.0 if settings.validation_files else settings.validation,
+            0.0 if settings.test_files else settings.test,
+        )
+        self.side[rows] = split(ids[rows], groups[rows], self._strata(rows), *shares, settings.seed)
+
+    def _strata(self, rows: Any) -> Any:
+        """A number per row: its class; of several classes the rarest."""
+        counts = self._counts(rows)
+        names = {label: at for at, label in enumerate(ordered(counts))}
+        of = np.array(
+            [
+                names.get(min(_classes(one), key=lambda label: (counts[label], names.get(label, -1)), default=""), -1)
+                for one in self.labels
+            ]
+            + [-1],
+            np.int64,
+        )
+        return of[self.ledger.column("label", np.int32)[rows]]
+
+    # Pass 2: spool -> files
+
+    def _write(self, groups: Any) -> dict[str, Any]:
+        counts = {name: self._counts(self.side == at) for at, name in enumerate(NAMES)}
+        self.warnings = self._warnings(groups)
+        self.listing.writelines(json.dumps(item.to_json(), ensure_ascii=False) + "\n" for item in self.warnings)
+        streams = [(self.staging / f"{name}.jsonl").open("wb") for name in NAMES]
+        self.spool.seek(0)
+        for side, line in zip(self.side.tolist(), self.spool, strict=True):
+            if side != DROPPED:
+                streams[side].write(line)
+        sizes = {}
+        for name, stream in zip(NAMES, streams, strict=True):
+            sizes[name] = stream.tell()
+            self._close(stream, f"{name}.jsonl")
+        self._close(self.drops, "dropped.jsonl")
+        self._close(self.listing, "problems.jsonl")
+        store.sync_folder(self.out)
+        left = self._left()
+        total = sum(counts.values(), Counter[str]())
+        labels = tuple(self.settings.labels) or ordered(total)
+        grouped = [len(rows) for rows in runs(groups, left)]
+        kept = Counter(self.files[index].name for index in self.ledger.column("file", np.uint16)[left].tolist())
+        letters = self.ledger.column("letters", np.uint32)[left]
+        return {
+            "shape": self.choice.shape,
+            "columns": self.choice.columns,
+            "guessed": list(self.choice.guessed),
+            "reading": str(self.choice),
+            "notes": self.notes,
+            "labels": list(labels) if self.labels else [],
+            "multi": any(isinstance(label, tuple) for label in self.labels),
+            "files": [
+                {
+                    "name": source.name,
+                    "use": "data" if self.roles[source] == TRAIN else NAMES[self.roles[source]],
+                    "sha256": self.hashes[source.name],
+                    "rows": self.read[source.name],
+                    "kept": kept[source.name],
+                }
+                for source in self.files
+            ],
+            "rows": {
+                "read": sum(self.read.values()),
+                "kept": len(left),
+                "dropped": dict(self.dropped),
+            },
+            "splits": {name: int((self.side == at).sum()) for at, name in enumerate(NAMES)},
+            "bytes": sizes,
+            "label_counts": {name: {label: found[label] for label in labels} for name, found in counts.items()},
+            "letters": dict(
+                zip(("min", "median", "p95", "max"), np.percentile(letters, [0, 50, 95, 100]).tolist(), strict=True)
+            ),
+            "groups": {"count": len(grouped), "rows": sum(grouped), "largest": max(grouped, default=1)},
+            "problems": self.count,
+            "first_problems": [told(problem) for problem in self.problems[:20]],
+            "warnings": [told(problem) for problem in self.warnings],
+        }
+
+    def _close(self, stream: Any, name: str) -> None:
+        """Make a staged file durable and put it in place."""
+        stream.flush()
+        os.fsync(stream.fileno())
+        stream.close()
+        (self.staging / name).replace(self.out / name)
+
+    def _warnings(self, groups: Any) -> list[Problem]:
+        left, data = self._left(), self.files[0].name
+        found = self.remarks.problems()
+        if self.labels:
+            several = any(isinstance(label, tuple) for label in self.labels)
+            found += label_warnings(self._counts(left), len(left), several)
+        if doubled := self.dropped["exact duplicate"]:
+            found.append(
+                Problem(f"{doubled:,} exact duplicates were dropped", data, "dropped.jsonl lists them", "note")
+            )
+        grouped = [len(rows) for rows in runs(groups, left)]
+        if grouped:
+            what = f"{sum(grouped):,} rows in {len(grouped):,} groups say nearly the same; each group stays on one side"
+            found.append(Problem(what, data, "", "note"))
+        if max(grouped, default=0) > max(10, 0.2 * len(left)):
+            what = f"one group of near duplicates holds {max(grouped):,} of {len(left):,} rows, so shares cannot be met"
+            found.append(Problem(what, data, "raise data.near_duplicates if the rows do differ", "warning"))
+        for at, name in enumerate(NAMES):
+            if not (self.side == at).any():
+                found.append(Problem(f"there are no {name} rows", data, f"add rows, or raise data.{name}", "warning"))
+        if len(left) < 100:
+            what = f"{len(left)} rows are few: a measured score will be uncertain"
+            found.append(Problem(what, data, "add rows, the test ones first", "warning"))
+        return found
+
+
+def _near_text(example: Example) -> str:
+    """What near duplicates share: the texts, or every turn but the system's."""
+    said = [turn.content for turn in example.messages if turn.role != "system"] or [example.text, example.pair or ""]
+    return normal("\n".join(said))
+
+
+def _classes(label: Label) -> tuple[str, ...]:
+    return label if isinstance(label, tuple) else (str(label),)
+
+
+def _told(label: Label) -> str:
+    return ", ".join(_classes(label))[:60]
+
+
+# --- reading back --------------------------------------------------------------------------------------------
+
+
+def iterate(folder: str | Path, split: str) -> Iterator[Example]:
+    """The Examples of one side (train, validation or test) of a prepared folder, in file order, one at a time."""
+    if split not in NAMES:
+        raise DataError(f'There is no split "{split}"', str(folder), f"use one of {', '.join(NAMES)}")
+    path = Path(folder) / f"{split}.jsonl"
+    if not path.exists():
+        raise DataError("The data has not been prepared", str(path), "`burnish check task.yaml` prepares it")
+    return map(Example.from_json, store.read_jsonl(path))
+
+
+def examples(folder: str | Path, split: str) -> list[Example]:
+    """All Examples of one side."""
+    return list(iterate(folder, split))
