@@ -169,12 +169,13 @@ def _worth(climb: _Climb, trained: Collection[str]) -> str:
         return f"{_capital(_title(tuned))} and {_title(asked)} were not compared, so whether tuning pays is open."
     if not gain.significant:
         return (
-            f"Tuning is not shown to pay: {_title(tuned)} improves {metric} over {_title(asked)} "
+            f"Tuning is not shown to pay: {_title(tuned)} differs from {_title(asked)} in {metric} "
             f"by {_number(gain.value)} ({gain}), which may be luck."
         )
     if gain.value > 0:
         return f"Tuning pays: {_title(tuned)} improves {metric} over {_title(asked)} by {_number(gain.value)} ({gain})."
-    return f"Tuning does not pay: {_title(asked)} is better than {_title(tuned)} by {_number(-gain.value)} ({gain})."
+    loss = climb.gain(asked, tuned)
+    return f"Tuning does not pay: {_title(asked)} is better than {_title(tuned)} by {_number(-gain.value)} ({loss})."
 
 
 def _notes(

@@ -1,0 +1,132 @@
+"""Scores and comparisons: joined by id, nothing dropped, the right interval and test for each metric."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from burnish.errors import BurnishError, DataError
+from burnish.evaluate.scores import applicable, compare, compare_all, confusion, pick_metric, score
+from burnish.evaluate.statistics import wilson
+from burnish.records import Example, Message, Prediction, Where
+
+LABELS = ("bad", "good")
+
+
+def rows(n):
+    return [Example("labelled", Where("rows.csv", i + 2), text=f"t{i}", label=LABELS[i % 2]) for i in range(n)]
+
+
+def guesses(examples, right):
+    """The first `right` rows right, the rest wrong."""
+    other = dict(zip(LABELS, LABELS[::-1], strict=True))
+    return [
+        Prediction(e.id, str(e.where), label=e.label if i < right else other[e.label]) for i, e in enumerate(examples)
+    ]
+
+
+def numbered(n, noise, seed=0):
+    random = np.random.default_rng(seed)
+    examples = [Example("labelled", Where("f", i), text=f"t{i}", label=float(i % 10)) for i in range(n)]
+    return examples, [
+        [Prediction(e.id, "f", number=e.label + float(random.normal() * scale)) for e in examples] for scale in noise
+    ]
+
+
+def test_a_proportion_gets_wilson_and_anything_else_the_bootstrap():
+    examples = rows(20)
+    found = score("accuracy", examples, guesses(examples, 16), LABELS, confidence=0.9)
+    assert (found.value, found.n, found.method, found.higher, found.confidence) == (0.8, 20, "wilson", True, 0.9)
+    assert (found.low, found.high) == pytest.approx(wilson(16, 20, 0.9))
+    found = score("f1-macro", examples, guesses(examples, 16), LABELS, resamples=200)
+    assert found.method == "bootstrap"
+    assert found.low < found.value < found.high
+    assert found == score("f1-macro", examples, guesses(examples, 16), LABELS, resamples=200)
+
+
+def test_predictions_are_joined_by_id_whatever_their_order():
+    examples = rows(9)
+    told = guesses(examples, 5)
+    assert score("accuracy", examples, told[::-1], LABELS) == score("accuracy", examples, told, LABELS)
+
+
+def test_every_example_needs_exactly_one_prediction():
+    examples = rows(4)
+    told = guesses(examples, 4)
+    with pytest.raises(DataError, match=r"1 of 4 examples have no prediction(.|\n)*rows\.csv:5"):
+        score("accuracy", examples, told[:3], LABELS)
+    with pytest.raises(DataError, match="belong to no example"):
+        score("accuracy", examples[:3], told, LABELS)
+    with pytest.raises(DataError, match="same id"):
+        score("accuracy", examples, [*told[:3], told[0]], LABELS)
+    with pytest.raises(DataError, match="same id"):
+        score("accuracy", [*examples[:3], examples[0]], told, LABELS)
+    with pytest.raises(DataError, match="no rows"):
+        score("accuracy", [], [], LABELS)
+    with pytest.raises(BurnishError, match="Unknown metric"):
+        score("acuracy", examples, told, LABELS)
+
+
+def test_a_perfect_bootstrap_score_is_not_called_certain():
+    examples = rows(10)
+    found = score("f1-macro", examples, guesses(examples, 10), LABELS, resamples=100)
+    assert (found.value, found.high) == (1.0, 1.0)
+    assert found.low == pytest.approx(wilson(10, 10)[0])
+
+
+def test_comparison_of_proportions_counts_fixed_and_broken_rows():
+    examples = rows(40)
+    a, b = guesses(examples, 20), guesses(examples, 30)
+    b[0] = dataclasses.replace(b[0], label=None, problem="no label found")
+    found = compare("few-shot", "lora", "accuracy", examples, a, b, LABELS)
+    assert (found.a, found.b, found.fixed, found.broken, found.n, found.test) == (
+        "few-shot", "lora", 10, 1, 40, "mcnemar",
+    )  # fmt: skip
+    assert found.difference == pytest.approx(9 / 40)
+    assert found.low < found.difference < found.high
+    assert found.p == found.p_holm == pytest.approx(0.01171875)
+
+
+def test_comparison_of_numbers_says_which_error_is_smaller():
+    examples, (rough, fine) = numbered(60, (3.0, 0.5))
+    found = compare("zero-shot", "full", "rmse", examples, rough, fine, resamples=200)
+    assert found.difference < 0
+    assert found.high < 0
+    assert found.p < 0.01
+    assert (found.fixed, found.broken) == (0, 0)
+    turned = compare("full", "zero-shot", "rmse", examples, fine, rough, resamples=200)
+    assert (turned.difference, turned.low) == pytest.approx((-found.difference, -found.high), abs=0.1)
+
+
+def test_all_pairs_are_corrected_together():
+    examples = rows(60)
+    named = {"baseline": guesses(examples, 30), "few-shot": guesses(examples, 38), "lora": guesses(examples, 45)}
+    found = compare_all(named, "accuracy", examples, LABELS)
+    assert [(item.a, item.b) for item in found] == [
+        ("baseline", "few-shot"), ("baseline", "lora"), ("few-shot", "lora"),
+    ]  # fmt: skip
+    assert all(item.p_holm >= item.p for item in found)
+    assert max(item.p_holm / item.p for item in found) == pytest.approx(3)
+
+
+def test_confusion_counts_unusable_answers_apart():
+    examples = rows(4)
+    told = guesses(examples, 2)
+    told[3] = dataclasses.replace(told[3], label=None, problem="no label found")
+    told[1] = dataclasses.replace(told[1], label="excellent")
+    assert confusion(examples, told, LABELS) == ((1, 1, 0), (0, 0, 2))
+    assert confusion([dataclasses.replace(examples[0], label=("bad",))], told[:1], LABELS) == ()
+
+
+def test_applicable_metrics_are_those_the_rows_can_carry():
+    assert pick_metric("classify") == "accuracy"
+    examples = rows(4)
+    silent = [Prediction(e.id, "f", problem="no label found") for e in examples]
+    assert applicable("classify", examples, silent) == ("accuracy", "f1-macro", "f1-micro", "precision", "recall")
+    turns = (Message("user", "q"), Message("assistant", "a"))
+    chat = [Example("conversation", Where("f"), messages=turns)]
+    likely = [Prediction(chat[0].id, "f", nll=1.0, tokens=1, bytes=1)]
+    assert applicable("chat", chat, likely) == ("perplexity", "bits-per-byte")
+    spoken = [dataclasses.replace(likely[0], text="b")]
+    assert applicable("chat", chat, spoken) == ("perplexity", "bits-per-byte", "chrf", "rouge-l")
+    assert "perplexity" not in applicable("chat", chat, [dataclasses.replace(spoken[0], nll=None)])
