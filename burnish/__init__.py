@@ -10,6 +10,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from burnish import evaluate, train
+
+del evaluate, train  # folders with a verb's name: loading one later would put the folder in the verb's place
+
 __version__ = "0.1.0"
 
 VERBS = ("init", "check", "climb", "train", "evaluate", "predict", "chat", "runs", "demo")
