@@ -126,7 +126,7 @@ def _with_target(climb: _Climb, target: float) -> tuple[str, Outcome, str]:
         told = f"{score.metric} {_told(score, target)}, {side} the goal of {_number(target)}"
         if beyond(score):
             return rung, "met", _capital(f"{_title(rung)} reaches {told}{rest}.")
-        doubt = "but with so few rows luck is not ruled out"
+        doubt = "but luck is not ruled out"
         return rung, "probably met", _capital(f"{_title(rung)} probably meets the goal: {told}, {doubt}{rest}.")
     best = climb.best(climb.scores)
     score = climb.scores[best]
@@ -145,7 +145,11 @@ def _without_target(climb: _Climb) -> tuple[str, Outcome, str]:
         rung = unbeaten[0]
         score = climb.scores[rung]
         over = f", against {_number(climb.floor.value, score.value)} for {FLOOR}" if climb.floor else ""
-        choice = "the cheapest rung that no other beats" if len(climb.scores) > 1 else "the only rung measured"
+        choice = (
+            "the cheapest rung that no other beats by more than luck"
+            if len(climb.scores) > 1
+            else "the only rung measured"
+        )
         return rung, "best", _capital(f"{_title(rung)} is {choice}: {score.metric} {_told(score)}{over}.")
     best = climb.best(climb.scores)
     score = climb.scores[best]

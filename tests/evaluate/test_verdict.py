@@ -160,7 +160,7 @@ def test_the_sentence_of_a_goal_that_nobody_meets():
     ("rungs", "comparisons", "told"),
     [
         ([FEW, LORA], [versus("few-shot", "lora", 0.28)], "Tuning pays: LoRA improves accuracy"),
-        ([FEW, LORA], [versus("few-shot", "lora", -0.28)], "few-shot prompting is better than LoRA by 0.28 (0.23 to 0.33,"),
+        ([FEW, LORA], [versus("few-shot", "lora", -0.28)], "better than LoRA by 0.28 (0.23 to 0.33,"),
         ([FEW, LORA], [versus("few-shot", "lora", 0.01, 0.7)], "Tuning is not shown to pay"),
         ([FEW, LORA], [], "were not compared"),
         ([FEW], [], "No trained rung was measured"),
