@@ -99,10 +99,10 @@ def init(screen: Screen, told: Mapping[str, Any], asked: Asked) -> None:
 
 def check(screen: Screen, told: Mapping[str, Any], asked: Asked) -> None:
     """The data card, what is wrong, and the first rows as the model sees them."""
-    screen.line(("Data", "bold"))
-    _facts(screen, told["data"])
-    screen.line(("Tokens", "bold"))
-    _facts(screen, told["tokens"])
+    for head, facts in (("Data", _card(told["data"])), ("Tokens", told["tokens"])):
+        if facts:
+            screen.line((head, "bold"))
+            _facts(screen, facts)
     _problems(screen, told["problems"])
     for row in told["shown"]:
         screen.line()
@@ -196,12 +196,21 @@ def _facts(screen: Screen, facts: Mapping[str, Any]) -> None:
             screen.line(f"  {str(key).replace('_', ' ').ljust(max(wide, 8))} ", plain.clip(_fact(value), 300))
 
 
-def _fact(value: Any) -> str:
+def _fact(value: Any, between: str = " · ") -> str:
     if isinstance(value, Mapping):
-        return " · ".join(f"{key} {_fact(item)}" for key, item in value.items())
+        return between.join(f"{key} {_fact(item, ', ')}" for key, item in value.items())
     if isinstance(value, (list, tuple)):
-        return ", ".join(_fact(item) for item in value)
+        return ", ".join(_fact(item, ", ") for item in value)
+    if isinstance(value, float) and value.is_integer():
+        return plain.number(int(value))
     return plain.setting(value) if isinstance(value, bool) or value is None else plain.number(value)
+
+
+def _card(card: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a data card a person wants to see; --json and card.json hold all of it."""
+    files = [f"{item['name']} (sha256 {item['sha256'][:8]})" for item in card.get("files", ())]
+    keys = ("reading", "rows", "splits", "label_counts", "letters")
+    return {"files": files, **{key: card[key] for key in keys if key in card}}
 
 
 def _problems(screen: Screen, problems: Sequence[Mapping[str, Any]]) -> None:

@@ -73,7 +73,11 @@ def check(task: str, *, set: Sequence[str] = (), show: int = 0) -> dict[str, Any
     shown = [{"where": "a.csv:1", "spans": [["Review: fine", False], ["good", True]]}] * show
     ok = "data.on_problem=drop" in set
     problems = [] if ok else [problem] * 25
-    return {"data": {"rows": 600, "labels": {"bad": 300}}, "tokens": {}, "problems": problems, "shown": shown, "ok": ok}
+    card = {
+        "rows": {"read": 600, "dropped": {"exact duplicate": 2}},
+        "label_counts": {"train": {"bad": 300, "good": 298}},
+    }
+    return {"data": card, "tokens": {}, "problems": problems, "shown": shown, "ok": ok}
 
 
 def climb(task: str, *, set: Sequence[str] = (), again: bool = False, say: Say | None = None) -> Report:

@@ -78,6 +78,12 @@ def test_trained_tokens_are_coloured_or_bracketed(monkeypatch: pytest.MonkeyPatc
     assert "Review: fine[good]" in told("check", card, terminal=True, task="t.yaml")
 
 
+def test_the_data_card_is_counts_on_a_line_each() -> None:
+    lines = told("check", fake.check("t.yaml"), task="t.yaml").splitlines()
+    assert "  rows         read 600 · dropped exact duplicate 2" in lines
+    assert "  label counts train bad 300, good 298" in lines
+
+
 def test_one_problem_stands_once_with_its_places_errors_first() -> None:
     card = fake.check("t.yaml")
     note = {"what": "A note", "where": "", "do": "", "severity": "note"}
