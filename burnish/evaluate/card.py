@@ -54,8 +54,8 @@ def usage(report: Report, rung: RungResult, facts: Facts) -> list[tuple[str, str
     folder = rung.artifact or f"{report.folder}/artifact"
     quoted, text = shlex.quote(folder), json.dumps(folder)
     ways = [
-        ("In a terminal", "shell", f"burnish predict {quoted} rows.csv\nburnish chat {quoted}"),
-        ("In Python", "python", f'import burnish\n\nanswers = burnish.predict({text}, "rows.csv")'),
+        ("In a terminal", "shell", f"burnish predict {quoted} rows.csv --out answers.jsonl\nburnish chat {quoted}"),
+        ("In Python", "python", f'import burnish\n\nburnish.predict({text}, "rows.csv", out="answers.jsonl")'),
     ]
     base = json.dumps(str(report.base.get("name", "")))
     if facts.library == "transformers":
@@ -88,7 +88,7 @@ def card(report: Report, rung: RungResult, facts: Facts | None = None) -> str:
     """README.md of the artifact that `rung` made."""
     facts = facts or facts_of(report, rung)
     parts = [
-        f"---\n{yaml.safe_dump(front(report, rung, facts), sort_keys=False, allow_unicode=True)}---",
+        f"---\n{yaml.safe_dump(front(report, rung, facts), sort_keys=False, allow_unicode=True, width=10**6)}---",
         f"# {safe(report.name)}",
         _what(report, rung),
         "## Results",
@@ -134,8 +134,16 @@ def front(report: Report, rung: RungResult, facts: Facts) -> dict[str, Any]:
         dataset = {"name": report.name, "type": "private", "split": "test"}
         entry = {"task": {"type": pipeline}, "dataset": dataset, "metrics": results}
         found["model-index"] = [{"name": report.name, "results": [entry]}]
-    # Characters that YAML cannot hold would make the whole card unreadable.
-    return json.loads(plain.visible(json.dumps(found, ensure_ascii=False)))  # type: ignore[no-any-return]
+    return _held(found)  # type: ignore[no-any-return]
+
+
+def _held(value: Any) -> Any:
+    """The same with every text on one line and without what YAML cannot hold, which would lose the whole card."""
+    if isinstance(value, dict):
+        return {key: _held(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_held(item) for item in value]
+    return plain.visible(plain.line(value, 300)) if isinstance(value, str) else value
 
 
 def _what(report: Report, rung: RungResult) -> str:
@@ -147,7 +155,7 @@ def _what(report: Report, rung: RungResult) -> str:
     )
     kind = "A prompt recipe for" if not rung.trained else f"A {safe(rung.rung)} fine-tune of"
     return (
-        f"{kind} `{safe(base.get('name', 'the base model'))}`, made to {safe(goal.get('task', 'answer'))}{aim}, "
+        f"{kind} {safe(base.get('name', 'the base model'))}, made to {safe(goal.get('task', 'answer'))}{aim}, "
         f"and measured on test rows that neither trained nor chose it.\n\n> {safe(report.verdict.sentence)}"
     )
 

@@ -53,14 +53,14 @@ def _step(rough: float) -> float:
     return next(size * power for size in (1, 2, 2.5, 5, 10) if size * power >= rough * 0.999)
 
 
-def axis(values: Iterable[float], log: bool = False) -> Axis:
-    """An axis with air around the values that ends on round numbers; shares stay within 0 to 1."""
+def axis(values: Iterable[float], log: bool = False, air: float = 0.08) -> Axis:
+    """An axis with a share of air around the values that ends on round numbers; shares stay within 0 to 1."""
     finite = [value for value in values if math.isfinite(value)]
     low, high = min(finite, default=0.0), max(finite, default=1.0)
     if log and low > 0 and high / low > 20:
         return Axis(low / 1.3, high * 1.3, log=True)
     bounded = low >= 0 and high <= 1
-    air = (high - low) * 0.08 or abs(high) * 0.1 or 0.5
+    air = (high - low) * air if high > low else abs(high) * 0.1 or 0.5
     step = _step((high - low + 2 * air) / 5)
     low, high = math.floor((low - air) / step) * step, math.ceil((high + air) / step) * step
     return Axis(max(low, 0.0), min(high, 1.0)) if bounded else Axis(low, high)
@@ -94,7 +94,7 @@ def ladder(scores: Sequence[tuple[str, Score]], target: float | None, chosen: st
     higher = scores[0][1].higher
     bounds = [value for _, score in scores for value in (score.value, score.low, score.high)]
     scale = axis(bounds + ([] if target is None else [target]), log=not higher)
-    top, row = 26 if target is not None else 6, 58
+    top, row = 26 if target is not None else 6, 60
     foot = top + row * len(scores) + 4
     parts = []
     for tick in scale.ticks():
@@ -140,7 +140,7 @@ def losses(rung: str, curve: Sequence[Mapping[str, Any]], best: int | None) -> M
     trained, valid, rates = (_points(curve, key) for key in ("train_loss", "valid_loss", "learning_rate"))
     steps = [step for step, _ in trained + valid] or [0.0]
     across = Axis(0.0, max(*steps, 1.0))
-    up = axis(_bulk([loss for _, loss in trained]) + [loss for _, loss in valid])
+    up = axis(_bulk([loss for _, loss in trained]) + [loss for _, loss in valid], air=0.0)
     top, bottom = 24, 214
     parts = []
     for tick in up.ticks(4):
@@ -212,7 +212,7 @@ def _path(places: Sequence[tuple[float, float]], kind: str, height: float) -> Ma
 def scatter(pairs: Sequence[tuple[float, float]], rung: str) -> Markup:
     """True against predicted numbers; the diagonal is where every dot should be."""
     pairs = [pair for pair in pairs if all(map(math.isfinite, pair))]
-    scale = axis([value for pair in pairs for value in pair])
+    scale = axis([value for pair in pairs for value in pair], air=0.02)
     top, bottom = 10, 330
     parts = []
     for tick in scale.ticks(5):

@@ -18,25 +18,29 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from burnish.evaluate import charts, plain
+from burnish.evaluate import charts, plain, scores
 from burnish.evaluate.card import facts_of, usage
+from burnish.metrics import exact_match
+from burnish.metrics._text import gold
 from burnish.records import Example, Label, Prediction, Report, RungResult, Score
 
 SHOWN = 20  # rows of a list; the rest are counted
 WIDEST = 12  # classes of a whole confusion matrix; with more, only the most confused pairs are shown
 NO_ANSWER = "no answer"
+FIRST = 5  # rows of a list that stand open
 RIGHT_OR_WRONG = ("classify", "extract", "answer")
 
+BASELINE = "baseline"  # always the same answer: a floor, not a prompt
+
 HOW_INTERVAL = {
-    "wilson": "the Wilson score interval of a share",
-    "bootstrap": "a bootstrap over test rows",
+    "wilson": "Wilson's interval of a proportion",
+    "bootstrap": "bootstrap over test rows, percentiles widened for few rows",
 }
 HOW_TEST = {
-    "mcnemar": "McNemar's exact test on the rows where the two rungs differ",
-    "permutation": "a paired permutation test over test rows",
-    "bootstrap": "a paired bootstrap over test rows",
+    "mcnemar": "McNemar's exact test on the rows where two rungs differ; Newcombe's paired interval of the difference",
+    "random swaps": "the difference against those after swapping the two rungs' answers row by row at random; "
+    "paired bootstrap interval",
 }
-SPLITS = ("train", "validation", "test")
 
 Said = Mapping[str, Mapping[str, Prediction]]  # rung -> example id -> prediction
 
@@ -49,7 +53,8 @@ def html(report: Report, examples: Sequence[Example], predictions: Mapping[str, 
     ran = [rung for rung in report.rungs if rung.scores and not rung.skipped]
     said = {rung: {item.id: item for item in items} for rung, items in predictions.items()}
     target = report.goal.get("target")
-    shown = report.verdict.rung or (best(ran).rung if ran else "")
+    real = [rung for rung in ran if rung.rung != BASELINE]
+    shown = report.verdict.rung or (best(real).rung if real else "")
     tested = [(rung.rung, rung.scores[0]) for rung in ran if math.isfinite(rung.scores[0].value)]
     matrices = [confusion(rung.rung, examples, said[rung.rung]) for rung in ran if rung.rung in said]
     chosen = next((rung for rung in ran if rung.rung == shown), None)
@@ -60,6 +65,8 @@ def html(report: Report, examples: Sequence[Example], predictions: Mapping[str, 
         ran=ran,
         chosen=chosen,
         shown=shown,
+        first=FIRST,
+        less=list(dict.fromkeys(score.metric for rung in ran for score in rung.scores if not score.higher)),
         metrics=list(dict.fromkeys(score.metric for rung in ran for score in rung.scores)),
         ladder=charts.ladder(tested, target, shown, _costs(ran)) if tested else "",
         curves=[(rung, charts.losses(rung.rung, rung.curve, _best_step(rung))) for rung in report.rungs if rung.curve],
@@ -134,24 +141,18 @@ def _best_step(rung: RungResult) -> int | None:
 
 
 def right(task: str, example: Example, prediction: Prediction) -> bool | None:
-    """Whether an answer is the gold one; None where the task has no right or wrong."""
+    """Whether an answer is the gold one, texts word for word; None where the task has no right or wrong."""
     if task not in RIGHT_OR_WRONG or isinstance(example.label, (int, float)):
         return None
-    if prediction.problem:
-        return False
-    if example.label is not None:
-        return _label(prediction.label) == _label(example.label)
-    return _folded(prediction.text or "") == _folded(example.answer) if example.answer else None
+    if task == "classify":
+        return not prediction.problem and _label(prediction.label) == _label(example.label)
+    return exact_match.components(example, prediction, ()) == (1.0,) if gold(example) else None
 
 
 def _label(label: Label | None) -> str:
     if isinstance(label, (tuple, list)):
         return ", ".join(sorted(label)) or "(none)"
     return NO_ANSWER if label is None else str(label)
-
-
-def _folded(text: str) -> str:
-    return " ".join(text.casefold().split())
 
 
 @dataclass(frozen=True)
@@ -186,19 +187,27 @@ class Confusion:
 
 
 def confusion(rung: str, examples: Sequence[Example], said: Mapping[str, Prediction]) -> Confusion:
-    """Count gold against answer over the rows that have a class; empty where there are none."""
-    counts = Counter(
-        (_label(example.label), NO_ANSWER if said[example.id].problem else _label(said[example.id].label))
-        for example in examples
-        if isinstance(example.label, (str, tuple)) and example.id in said
-    )
-    golds = Counter(example_gold for example_gold, _ in counts.elements())
+    """Count gold against answer over the rows with one class each; empty where there are none."""
+    rows = [row for row in examples if isinstance(row.label, str) and row.id in said]
+    if not rows:
+        return Confusion(rung, (), {}, (), 0)
+    told = [said[row.id] for row in rows]
+    given = [*(row.label for row in rows), *(item.label for item in told)]
+    labels = sorted({label for label in given if isinstance(label, str)})
+    table, answers = scores.confusion(rows, told, labels), [*labels, NO_ANSWER]
+    counts = {
+        (gold, answer): count
+        for gold, line in zip(labels, table, strict=True)
+        for answer, count in zip(answers, line, strict=True)
+        if count
+    }
+    golds = Counter(row.label for row in rows)
     wrong = sorted(
         ((gold, answer, count, golds[gold]) for (gold, answer), count in counts.items() if gold != answer),
         key=lambda pair: (-pair[2], pair[3], pair[:2]),
     )
-    labels = sorted({label for pair in counts for label in pair}, key=lambda label: (label == NO_ANSWER, label))
-    return Confusion(rung, tuple(labels), counts, tuple(wrong[:15]), max(0, len(wrong) - 15))
+    used = [answer for answer in answers if answer in golds or any(answer == column for _, column in counts)]
+    return Confusion(rung, tuple(used), counts, tuple(wrong[:15]), max(0, len(wrong) - 15))
 
 
 @dataclass(frozen=True)
@@ -229,7 +238,8 @@ def listings(
 ) -> list[Listing]:
     """What tuning fixed and broke (best trained rung against best prompt rung), and what is still wrong."""
     told = [rung for rung in ran if rung.rung in said]
-    prompted, trained = [[rung for rung in told if bool(rung.trained) is kind] for kind in (False, True)]
+    prompted = [rung for rung in told if not rung.trained and rung.rung != BASELINE]
+    trained = [rung for rung in told if rung.trained]
     found = []
     if prompted and trained:
         found += _changed(report, best(prompted).rung, best(trained).rung, examples, said)
@@ -295,7 +305,7 @@ def _sure(prediction: Prediction) -> float:
 
 
 def _row(example: Example, rungs: Sequence[str], said: Said) -> Row:
-    gold = plain.number(example.label) if isinstance(example.label, float) else _label(example.label)
+    gold = plain.setting(example.label) if isinstance(example.label, float) else _label(example.label)
     every = {_answer(items[example.id], sure=False) for items in said.values() if example.id in items}
     alike = len(every) == 1 and len(said) > 1 and gold not in every and isinstance(example.label, str)
     return Row(
@@ -371,9 +381,7 @@ def _how(report: Report) -> list[str]:
         sure = plain.percent(next(score.confidence for score in scores if score.method == way))
         told.append(f"Intervals of {metrics}: {HOW_INTERVAL.get(way, way)}, two-sided, {sure}.")
     for test in dict.fromkeys(item.test for item in report.comparisons):
-        told.append(
-            f"Comparisons: {next((how for key, how in HOW_TEST.items() if key in test.lower()), test)}, two-sided."
-        )
+        told.append(f"Comparisons: {HOW_TEST.get(test, test)}; p is two-sided.")
     if report.comparisons:
         many = len(report.comparisons)
         told.append(f"p after Holm: corrected for {many} comparison{'s' * (many > 1)} made at once.")

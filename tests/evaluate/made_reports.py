@@ -206,9 +206,9 @@ def classes(
     rungs.insert(2, RungResult("rag", skipped="no documents were given (rag.documents)"))
     best_value = next((item.scores[0].value for item in rungs if item.rung == rung), 0.0)
     comparisons = [
-        Comparison("zero-shot", "few-shot", 0.17, 0.12, 0.22, 1e-9, 3e-9, n, "mcnemar exact", 130, 28),
-        Comparison("few-shot", "lora", 0.152, 0.118, 0.188, 2e-14, 6e-14, n, "mcnemar exact", 112, 21),
-        Comparison("lora", "full", 0.006, -0.011, 0.024, 0.52, 0.52, n, "mcnemar exact", 17, 13),
+        Comparison("zero-shot", "few-shot", 0.17, 0.12, 0.22, 1e-9, 3e-9, n, "mcnemar", 130, 28),
+        Comparison("few-shot", "lora", 0.152, 0.118, 0.188, 2e-14, 6e-14, n, "mcnemar", 112, 21),
+        Comparison("lora", "full", 0.006, -0.011, 0.024, 0.52, 0.52, n, "mcnemar", 17, 13),
     ]
     told = (
         sentence
@@ -295,7 +295,7 @@ def numbers(n: int = 300) -> Made:
         "lora", "met", "LoRA meets the goal: it is off by 0.56 points on average; few-shot prompting by 1.92."
     )
     goal = {"task": "regress", "metric": "mae", "target": 0.75}
-    difference = [Comparison("few-shot", "lora", -1.36, -1.55, -1.18, 5e-4, 5e-4, n, "permutation")]
+    difference = [Comparison("few-shot", "lora", -1.36, -1.55, -1.18, 5e-4, 5e-4, n, "random swaps")]
     return climbed(rungs, verdict, goal, difference, name="ratings"), examples, said
 
 
@@ -360,7 +360,7 @@ def tales(n: int = 40) -> Made:
         for rung in rungs
     }
     goal = {"task": "write", "metric": "perplexity", "target": 30.0}
-    difference = [Comparison("lora", "full", -12.6, -15.1, -10.4, 5e-4, 1e-3, n, "permutation")]
+    difference = [Comparison("lora", "full", -12.6, -15.1, -10.4, 5e-4, 1e-3, n, "random swaps")]
     return climbed(rungs, verdict, goal, difference, name="tales"), examples, said
 
 

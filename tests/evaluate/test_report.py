@@ -1,0 +1,320 @@
+"""The report page: nothing a stranger wrote can act on it, and it says what the records say."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_reports import KINDS, classes, climbed, few, numbers, share, tales
+
+from burnish.evaluate import charts, plain
+from burnish.evaluate.report import confusion, html, listings, right
+from burnish.records import Comparison, Example, Message, Prediction, Report, RungResult, Verdict, Where
+
+CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+TAGS = {
+    *("html", "head", "meta", "link", "title", "style", "body", "main", "header", "nav", "section", "article"),
+    *("footer", "figure", "figcaption", "p", "span", "small", "b", "a", "h1", "h2", "h3", "h4", "ul", "li"),
+    *("dl", "dt", "dd", "div", "table", "caption", "thead", "tbody", "tr", "th", "td", "details", "summary"),
+    *("pre", "code", "svg", "text", "tspan", "line", "circle", "polyline"),
+}
+VOID = {"meta", "link", "line", "circle", "polyline"}
+PAYLOADS = (
+    "<script>alert(1)</script>",
+    "</title><script>alert(1)</script>",
+    "</style><img src=x onerror=alert(1)>",
+    '"><svg onload=alert(1)>',
+    "' onmouseover='alert(1)",
+    '" onfocus=alert(1) autofocus x="',
+    "javascript:alert(1)",
+    "<a href='javascript:alert(1)'>x</a>",
+    "<iframe srcdoc='<script>1</script>'>",
+    "{{ 7 * 7 }}{% raw %}",
+    "--><!-- <b>",
+    "<![CDATA[<x>]]>",
+    "&lt;script&gt;&#60;b&#62;",
+    "<math><mtext></mtext><mglyph><style><img src=x onerror=1>",
+    "https://evil.example/a?b=c",
+    "\x00\x1b[2J\x08\u202eevil\u2066\u200b\ud800\U000e0041",
+    "style='x:expression(1)' ;} body{background:url(//evil.example)}",
+)
+
+
+class Page(HTMLParser):
+    """Tags, attributes, text, and whether every element is closed where it should be."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.stack: list[str] = []
+        self.words: list[str] = []
+        self.feed(page)
+        self.close()
+        assert self.stack == []
+        self.text = "\n".join(self.words)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.stack.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.stack.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not self.stack or self.stack[-1] != "style":
+            self.words.append(data)
+
+
+def harmless(page: str) -> Page:
+    """Parse a page and check that nothing in it loads, runs, links away or hides."""
+    page.encode()  # a lone surrogate would make the file impossible to write
+    read = Page(page)
+    assert {tag for tag, _ in read.seen} <= TAGS
+    for tag, attributes in read.seen:
+        assert not any(name.startswith("on") or name in ("src", "srcdoc", "action", "autofocus") for name in attributes)
+        if "href" in attributes:
+            assert re.fullmatch(r"#[a-z]+|data:,", attributes["href"] or ""), (tag, attributes)
+        if "style" in attributes:
+            assert re.fullmatch(r"--heat:0\.\d\d", attributes["style"] or "")
+    anchors = [attributes["href"] for tag, attributes in read.seen if tag == "a"]
+    ids = {attributes["id"] for _, attributes in read.seen if "id" in attributes}
+    assert {str(anchor)[1:] for anchor in anchors} <= ids
+    assert not re.search("[\x00-\x08\x0e-\x1f\u202a-\u202e\u2066-\u2069\u200b]", page)
+    policy = [dict(a)["content"] for tag, a in read.seen if tag == "meta" and a.get("http-equiv")]
+    assert policy == [CSP]
+    return read
+
+
+def poisoned(text: str) -> tuple[Report, list[Example], dict[str, list[Prediction]]]:
+    """A report in which every text a stranger can choose is `text`."""
+    examples = [
+        Example("labelled", Where(text, index), text=f"{index} {text}", pair=text, label=f"{text}{index % 3}")
+        for index in range(9)
+    ]
+    rungs = ("zero-shot", f"lora {text}")
+    said = {
+        rung: [
+            Prediction(row.id, text, label=f"{text}{(index * (place + 1)) % 3}", probabilities={text: 0.9},
+                       problem=text if index == 8 else "")
+            for index, row in enumerate(examples)
+        ]
+        for place, rung in enumerate(rungs)
+    }  # fmt: skip
+    score = replace(share("accuracy", 0.5, 9), metric=text, method=text)
+    results = (
+        RungResult(rungs[0], (score,), settings={text: text, "nested": {text: [text, {text: text}]}}),
+        RungResult(rungs[1], (score,), 3.0, 12, settings={"best_step": 1}, artifact=text,
+                   curve=({"step": 1, "train_loss": 1.0}, {"step": 1, "valid_loss": 2.0, text: 1.0}),  # type: ignore[dict-item]
+                   samples=({"prompt": text, "text": text, "reference": text},)),
+        RungResult(f"rag {text}", skipped=text),
+    )  # fmt: skip
+    nested = {
+        text: text,
+        "read": text,
+        "dropped": {text: 3},
+        "splits": {text: {text: 3}},
+        "files": [{text: text, "sha256": text}],
+    }
+    report = Report(
+        text, {"task": "classify", "metric": text, "target": 0.4}, {"name": text, "license": text}, results,
+        (Comparison(rungs[0], rungs[1], 0.1, -0.1, 0.2, 0.3, 0.3, 9, text, 1, 2),),
+        Verdict(rungs[1], "met", text, (text, text)), nested, ({"time": text, "verb": text, "run": text},),
+        {text: text, "seeds": {text: text}}, text, 3.0,
+    )  # fmt: skip
+    return report, examples, said
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_hostile_text_in_every_field_stays_text(payload: str) -> None:
+    read = harmless(html(*poisoned(payload)))
+    assert plain.visible(plain.line(payload)) in read.text
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.text(min_size=1))
+def test_any_text_in_every_field_stays_text(text: str) -> None:
+    harmless(html(*poisoned(text)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_report_is_one_harmless_page(kind: str) -> None:
+    report, examples, said = KINDS[kind]()
+    read = harmless(html(report, examples, said))
+    assert report.verdict.sentence in read.text
+    assert f"\n{report.verdict.outcome}\n" in read.text
+    assert [tag for tag, _ in read.seen].count("h1") == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_stand_with_interval_and_n(kind: str) -> None:
+    report, examples, said = KINDS[kind]()
+    read = harmless(html(report, examples, said))
+    for rung in report.rungs:
+        for score in rung.scores:
+            assert plain.number(score.value) in read.text
+            assert plain.interval(score.low, score.high) in read.text
+    assert f"n\u00a0=\u00a0{len(examples):,}" in read.text
+
+
+def test_the_pictures_speak_and_the_tables_have_heads() -> None:
+    read = Page(html(*classes()))
+    pictures = [attributes for tag, attributes in read.seen if tag == "svg" and attributes.get("role") == "img"]
+    assert len(pictures) == 3
+    assert pictures[0]["aria-label"].startswith("accuracy of each rung, target 0.900: zero-shot")  # type: ignore[union-attr]
+    tables = [tag for tag, _ in read.seen if tag == "table"]
+    assert len([tag for tag, _ in read.seen if tag == "thead"]) == len(tables)
+    assert all("scope" in attributes for tag, attributes in read.seen if tag == "th")
+
+
+def by_id(said: dict[str, list[Prediction]]) -> dict[str, dict[str, Prediction]]:
+    return {rung: {row.id: row for row in rows} for rung, rows in said.items()}
+
+
+def test_a_bare_report_is_still_a_page() -> None:
+    skipped = (RungResult("lora", skipped="too little memory"),)
+    bare = replace(
+        climbed(skipped, Verdict("", "too few rows", "Nothing was measured."), {"task": "chat", "metric": "chrf"}),
+        data={}, readings=(), environment={}, base={},
+    )  # fmt: skip
+    text = harmless(html(bare, [], {})).text
+    for words in ("too little memory", "No rung was scored.", "No data card was kept.", "No reading was recorded."):
+        assert words in text
+
+
+def test_fixed_and_broken_rows_are_those_of_the_best_trained_and_best_prompt_rung() -> None:
+    report, examples, said = classes()
+    fixed, broken, wrong = listings(
+        report, [rung for rung in report.rungs if rung.scores], "lora", examples, by_id(said)
+    )
+    gold = {row.id: row.label for row in examples}
+    hit = {rung: {item.id for item in items if item.label == gold[item.id]} for rung, items in said.items()}
+    best = max(("lora", "full"), key=lambda rung: len(hit[rung]))
+    assert fixed.columns == ("few-shot", best)
+    assert (fixed.total, broken.total) == (len(hit[best] - hit["few-shot"]), len(hit["few-shot"] - hit[best]))
+    assert wrong.total == len(examples) - len(hit["lora"])
+    assert len(fixed.rows) == len(wrong.rows) == 20
+    sure = [float(row.answers[0].split("(")[1][:-1]) for row in wrong.rows if "(" in row.answers[0]]
+    assert sure == sorted(sure, reverse=True)
+    text = Page(html(report, examples, said)).text
+    assert f"{fixed.total - 20} more are in the predictions files" in text
+
+
+def test_numbers_are_listed_by_how_far_the_error_moved() -> None:
+    report, examples, said = numbers()
+    closer, away, off = listings(report, report.rungs, "lora", examples, by_id(said))
+    assert [item.title for item in (closer, away, off)] == [
+        "Rows brought closer",
+        "Rows moved away",
+        "Rows furthest off",
+    ]
+    assert closer.total > away.total
+    text = Page(html(report, examples, said)).text
+    assert "Predicted against true" in text
+    assert "Less is better: mae." in text
+
+
+def test_writing_shows_samples_side_by_side_and_no_right_or_wrong() -> None:
+    report, examples, said = tales()
+    read = Page(html(report, examples, said))
+    assert "What each rung writes" in read.text
+    assert "the original" in read.text
+    assert "Rows fixed" not in read.text
+    assert "What is taken for what" not in read.text
+
+
+def test_many_classes_show_only_the_most_confused_pairs() -> None:
+    report, examples, said = KINDS["many"]()
+    item = confusion("zero-shot", examples, by_id(said)["zero-shot"])
+    assert len(item.pairs) == 15
+    assert item.left > 0
+    assert [count for _, _, count, _ in item.pairs] == sorted((pair[2] for pair in item.pairs), reverse=True)
+    read = Page(html(report, examples, said))
+    assert "the most confused of 77 classes" in " ".join(read.text.split())
+    assert not [attributes for tag, attributes in read.seen if attributes.get("class") == "matrix"]
+
+
+def test_confusion_counts_every_row_once() -> None:
+    _, examples, said = classes()
+    item = confusion("zero-shot", examples, by_id(said)["zero-shot"])
+    assert item.n == len(examples)
+    assert item.labels == ("negative", "positive", "no answer")
+    assert item.golds == ["negative", "positive"]
+    assert sum(item.of(gold) for gold in item.golds) == len(examples)
+
+
+def test_few_rows_and_missing_predictions_do_not_matter() -> None:
+    report, examples, said = few()
+    text = harmless(html(report, examples, {"lora": said["lora"][:3]})).text
+    assert "not proven" in text
+    assert "Rows fixed" not in text
+
+
+def test_right_or_wrong() -> None:
+    where = Where("a.csv", 1)
+    several = Example("labelled", where, text="x", label=("b", "a"))
+    assert right("classify", several, Prediction(several.id, "", label=("a", "b")))
+    assert not right("classify", several, Prediction(several.id, "", label=("a",)))
+    asked = Example("instruction", where, messages=(Message("user", "2+2"), Message("assistant", "4 ")))
+    assert right("answer", asked, Prediction(asked.id, "", text=" 4"))
+    assert right("extract", asked, Prediction(asked.id, "", text="4", problem="cut off")) is False
+    assert right("write", asked, Prediction(asked.id, "", text="4")) is None
+    assert right("regress", Example("labelled", where, text="x", label=2.0), Prediction("", "", number=2.0)) is None
+
+
+def test_long_text_is_clipped_and_what_is_left_out_is_counted() -> None:
+    report, examples, said = classes(n=40, skill={"few-shot": 0.3, "lora": 0.9})
+    long = [replace(row, text="word " * 4000) for row in examples]
+    page = html(report, long, said)
+    assert "(19,500 more characters)" in page
+    assert len(page) < 300_000
+
+
+def test_a_page_of_many_rows_stays_small() -> None:
+    assert len(html(*classes(n=3000))) < 150_000
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=5))
+@settings(max_examples=60, deadline=None)
+def test_an_axis_holds_its_values_and_has_ticks(values: list[float]) -> None:
+    scale = charts.axis(values)
+    assert scale.low <= min(values)
+    assert scale.high >= max(values)
+    assert charts.LEFT <= scale.at(min(values)) <= scale.at(max(values)) <= charts.RIGHT
+    assert 2 <= len(scale.ticks()) <= 12
+
+
+def test_a_wide_span_of_a_loss_is_drawn_on_a_log_axis() -> None:
+    scale = charts.axis([20.0, 900.0], log=True)
+    assert scale.log
+    assert scale.at(134.0) == pytest.approx(50, abs=2)
+    assert scale.ticks() == [20, 50, 100, 200, 500, 1000]
+
+
+def test_curves_bear_gaps_and_what_is_not_a_number() -> None:
+    curve: list[dict[str, Any]] = [{"step": 1, "train_loss": float("nan")}, {"step": 2, "valid_loss": None}]
+    assert "polyline" not in charts.losses("lora", curve, None)
+    many = [{"step": step, "train_loss": 1.0 / step, "learning_rate": 0.1} for step in range(1, 20_000)]
+    assert len(charts.losses("lora", many, 7)) < 20_000
+    assert "kept: step 7" in charts.losses("lora", many, 7)
+
+
+def test_hidden_characters_are_written_out() -> None:
+    assert plain.visible("a\u202eb\u200bc\x07\r\nd\ud800") == "a⟨U+202E⟩b⟨U+200B⟩c␇\nd⟨U+D800⟩"
+    assert plain.visible("می\u200cخواهم 👩\u200d🚀\ttab") == "می\u200cخواهم 👩\u200d🚀\ttab"
+
+
+@given(st.text())
+@settings(deadline=None)
+def test_visible_is_writable_and_stable(text: str) -> None:
+    once = plain.visible(text)
+    once.encode()
+    assert plain.visible(once) == once
