@@ -126,7 +126,8 @@ class Progress:
     def _leave(self) -> None:
         """A terminal keeps one line of every rung that did something."""
         if self.live and self.live.is_started and self.rung:
-            self.screen.line(f"{self.rung}  {self._words()} · {self._summary(left=False)}")
+            steps = f" {self.done:,}/{self.total:,}" if self.weight else ""  # a phase's words hold its own counts
+            self.screen.line(f"{self.rung}  {self._words()}{steps} · {self._summary(left=False)}")
 
     def _words(self) -> str:
         return plain.line(self.phase.removeprefix(f"{self.rung}: "), 60)
