@@ -26,7 +26,7 @@ from burnish.data import readers
 from burnish.data.duplicates import Groups, Indices, NearDuplicates, key, normal, runs
 from burnish.data.guess import SAMPLE, Choice, choose
 from burnish.data.readers import Source
-from burnish.data.rows import SHOWN, Bad, Row, ShapeProblem
+from burnish.data.rows import SHOWN, Bad, Row, ShapeProblem, counted
 from burnish.data.split import NAMES, TEST, TRAIN, VALIDATION, drawn, split
 from burnish.data.validate import (
     CLASSES,
@@ -131,7 +131,7 @@ def look(name: str | Path, shape: str = "auto") -> Guess:
         records += item.answer.lstrip()[:1] in ("{", "[") and _is_json(item.answer)
         letters += len(item.answer)
     if bad:
-        notes.append(f"{bad:,} rows have problems; the first: {problem}")
+        notes.append(f"{counted(bad, 'problem')}; the first: {problem}")
     if rows + bad >= LOOKED:
         notes.append(f"only the first {LOOKED:,} rows were looked at")
     if choice.shape == "labelled":
@@ -313,7 +313,9 @@ class _Preparation:
             if self.count and self.settings.on_problem == "stop":
                 self._stop()
             if not (self.side != DROPPED).any():
-                raise DataError("No usable rows are left", self.files[0].name, "see problems.jsonl; mend the rows")
+                raise DataError(
+                    "No usable rows are left", str(Where(self.files[0].name, 1)), "see problems.jsonl; mend the rows"
+                )
             groups = self._groups()
             self._own_tests(groups)
             self._limit()
@@ -459,9 +461,7 @@ class _Preparation:
                 for row in rivals[1:]:
                     self.twins.join(rivals[0], row)
                 if noted == 1:
-                    self.remarks.add(
-                        "come again with another number", str(self._where(rivals[0])), "settle on one number"
-                    )
+                    self.remarks.add("with several numbers", str(self._where(rivals[0])), "settle on one number")
                 continue
             known = list(self.labels)
             for row in sorted(rivals):
@@ -599,11 +599,11 @@ class _Preparation:
             found += label_warnings(self._counts(left), len(left), several)
         if doubled := self.dropped["exact duplicate"]:
             found.append(
-                Problem(f"{doubled:,} exact duplicates were dropped", data, "dropped.jsonl lists them", "note")
+                Problem(f"{counted(doubled, 'exact duplicate')} dropped", data, "dropped.jsonl lists them", "note")
             )
         grouped = [len(rows) for rows in runs(groups, left)]
         if grouped:
-            what = f"{sum(grouped):,} rows in {len(grouped):,} groups say nearly the same; each group stays on one side"
+            what = f"{counted(sum(grouped), 'row')} in {counted(len(grouped), 'group')} of near duplicates, not parted"
             found.append(Problem(what, data, "", "note"))
         if max(grouped, default=0) > max(10, 0.2 * len(left)):
             what = f"one group of near duplicates holds {max(grouped):,} of {len(left):,} rows, so shares cannot be met"
@@ -612,7 +612,7 @@ class _Preparation:
             if not (self.side == at).any():
                 found.append(Problem(f"there are no {name} rows", data, f"add rows, or raise data.{name}", "warning"))
         if len(left) < 100:
-            what = f"{len(left)} rows are few: a measured score will be uncertain"
+            what = f"only {counted(len(left), 'row')}: a measured score will be uncertain"
             found.append(Problem(what, data, "add rows, the test ones first", "warning"))
         return found
 

@@ -166,7 +166,7 @@ def text_mode(sources: Sequence[Source], shape: str, goal: str, columns: dict[st
         return "document"
     if goal not in ("", "classify", "regress"):
         return "document"
-    head = [item for item in islice(_line(texts[0]), 200) if isinstance(item, Row)]
+    head = [item for item in islice(read(texts[0], "line"), 200) if isinstance(item, Row)]
     lines = [LABELLED_LINE.fullmatch(row.values["line"]) for row in head]
     marks = [match[1] for match in lines if match]
     if len(marks) < len(head) or len(marks) < 4 or not 2 <= len(set(marks)) <= len(marks) / 2:
@@ -363,7 +363,12 @@ def _json(source: Source) -> Iterator[Row | Bad]:
         return
     start = _skip(text, 0)
     if text[start : start + 1] == "{":
-        start = _array_inside(text, start)
+        arrays = _arrays_inside(text, start)
+        if len(arrays) > 1:
+            what = f"holds {len(arrays)} lists ({', '.join(list(arrays)[:5])[:100]}), not one"
+            yield Bad("file", what, "save the list you mean as a file of its own", Where(source.name, 1), text[:SHOWN])
+            return
+        start = next(iter(arrays.values()), start)
     if text[start : start + 1] == "[":
         yield from _elements(text, start + 1, source)
     elif text[start : start + 1] == "{" and not text.strip().endswith("}"):
@@ -377,21 +382,25 @@ def _skip(text: str, at: int) -> int:
     return found.end() if found else at
 
 
-def _array_inside(text: str, start: int) -> int:
-    """Where the array begins when the top object holds exactly one list of objects; else `start`."""
-    at, arrays = _skip(text, start + 1), []
+def _arrays_inside(text: str, start: int) -> dict[str, int]:
+    """Where each list of rows in the object at `start` begins, by its key; {} when the file goes on after the object.
+
+    A list of turns is no list of rows.
+    """
+    at, arrays = _skip(text, start + 1), {}
     try:
         while text[at : at + 1] == '"':
-            _, at = _parse(text, at)
+            name, at = _parse(text, at)
             at = _skip(text, _skip(text, at) + 1)
             value, end = _parse(text, at)
-            if isinstance(value, list) and value and isinstance(value[0], dict):
-                arrays.append(at)
+            first = value[0] if isinstance(value, list) and value else None
+            if isinstance(first, list) or (isinstance(first, dict) and not {"role", "from"} & first.keys()):
+                arrays[str(name)] = at
             at = _skip(text, end)
-            at = _skip(text, at + 1) if text[at : at + 1] == "," else len(text)
+            at = _skip(text, at + 1) if text[at : at + 1] == "," else at
     except _BadJson:
-        pass
-    return arrays[0] if len(arrays) == 1 else start
+        return {}
+    return arrays if text[at : at + 1] == "}" and _skip(text, at + 1) == len(text) else {}
 
 
 def _objects(text: str, at: int, source: Source) -> Iterator[Row | Bad]:

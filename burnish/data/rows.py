@@ -138,6 +138,11 @@ def number(value: object) -> float | None:
     return found if abs(found) < float("inf") else None
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 row`, `2,000 rows`."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def cells(rows: Iterable[Values], column: str) -> list[Any]:
     """What a column holds in these rows, without the empty cells."""
     found = (row.get(column) for row in rows)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from burnish.data.rows import ShapeProblem, number
+from burnish.data.rows import ShapeProblem, counted, number
 from burnish.errors import DataError, nearest
 from burnish.records import Example, Problem
 
@@ -35,7 +35,7 @@ class BadRows(DataError):
         self.problems, self.count = list(problems), count
         where = self.problems[0].where if self.problems else ""
         do = "mend them, or set data.on_problem: drop to go on without them"
-        super().__init__(f"{count:,} problem{'s' * (count != 1)} in the data", where, do)
+        super().__init__(f"{counted(count, 'problem')} in the data", where, do)
         self.listed = listed
 
     def __str__(self) -> str:
@@ -90,13 +90,13 @@ class Remarks:
             if text.isascii() and text.isprintable():
                 continue
             if CONTROL.search(text):
-                self.add("hold control characters", str(example.where), "remove them if they mean nothing")
+                self.add("with control characters", str(example.where), "remove them if they mean nothing")
             if "\ufffd" in text:
                 do = "an earlier conversion lost letters; go back to the original"
-                self.add("hold the replacement character U+FFFD", str(example.where), do)
+                self.add("with the replacement character U+FFFD", str(example.where), do)
             if DIRECTION.search(text):
                 do = "they change how text is shown; remove them if they mean nothing"
-                self.add("hold characters that turn the writing direction", str(example.where), do)
+                self.add("with characters that turn the writing direction", str(example.where), do)
 
     def add(self, what: str, where: str, do: str) -> None:
         self.first.setdefault(what, (where, do))
@@ -104,7 +104,7 @@ class Remarks:
 
     def problems(self) -> list[Problem]:
         return [
-            Problem(f"{self.counts[what]:,} texts {what} (the first here)", where, do, "warning")
+            Problem(f"{counted(self.counts[what], 'text')} {what} (the first here)", where, do, "warning")
             for what, (where, do) in self.first.items()
         ]
 
@@ -150,7 +150,7 @@ def spellings(counts: Mapping[str, int], allowed: Sequence[str] = ()) -> dict[st
         elif allowed:
             wrong[label] = (f'"{shown}" is spelt "{usual}" in data.labels', f'write "{usual}"')
         else:
-            wrong[label] = (f'"{shown}" is spelt "{usual}" in {counts[usual]:,} rows', f'write "{usual}"')
+            wrong[label] = (f'"{shown}" is spelt "{usual}" in {counted(counts[usual], "row")}', f'write "{usual}"')
     return wrong
 
 

@@ -45,7 +45,7 @@ LABELS = (
     *("label", "labels", "category", "class", "intent", "sentiment", "topic", "stars", "rating", "score", "emotion"),
     *("target", "gold", "gold label", "tag", "tags", "categories", "classes", "genre", "grade", "y", "answer"),
 )
-IDS = ("id", "idx", "index", "uid", "uuid", "key", "row", "url", "date", "time", "timestamp", "split", "unnamed: 0", "")
+IDS = ("id", "idx", "index", "uid", "uuid", "key", "row", "url", "date", "time", "timestamp", "split", "file", "")
 SAMPLE: dict[str, Any] = {"text": "The soup was cold and the waiter colder.", "label": "negative"}
 
 
@@ -95,7 +95,7 @@ def _wordiest(columns: Sequence[str], rows: Sequence[Values]) -> str | None:
 
 def _class_like(rows: Sequence[Values], column: str) -> bool:
     found = [plain(value) for value in cells(rows, column)]
-    if not found or None in found:
+    if None in found or len(set(found)) < 2:
         return False
     return len(set(found)) <= max(2, len(found) / 3) and max(len(value or "") for value in found) <= 60
 

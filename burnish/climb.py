@@ -1,0 +1,287 @@
+"""The ladder: which rungs there are for a task, each made once, all judged on the same locked test set.
+
+In: a Task.  Out: a run folder (burnish_home/runs/NAME) with the data, one folder for each rung, and a Report.
+The run's name holds a hash of everything that decides its weights, so the same task comes back to the same run and
+goes on where it stopped, and another task never gets its results.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+
+from burnish import __version__, artifact as artifacts
+from burnish import kinds, store
+from burnish import task as tasks
+from burnish.artifact import Artifact, Contract
+from burnish.data import prepare as data
+from burnish.data.prepare import Prepared
+from burnish.errors import BurnishError, Interrupted, TaskError, TrainError
+from burnish.evaluate import scores
+from burnish.models import base as models
+from burnish.models.base import Base
+from burnish.records import Event, Example, Prediction, RungResult
+from burnish.store import slug
+from burnish.task import Task
+from burnish.tokens import ask
+from burnish.tokens.template import Template
+from burnish.tokens.tokenizer import Tokenizer
+from burnish.train.tune import Job, tune
+
+Say = Callable[[str, Event], None]
+
+PROMPTED = {"decoder": ("zero-shot", "few-shot"), "encoder-decoder": ("zero-shot",), "encoder": ()}
+FROZEN = ("nearest-neighbour", "linear-probe")
+TRAINED = ("lora", "full")
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """One task made ready: the data split, the base inspected, and how rows are asked and read.
+
+    asked: the contract of a language head that answers in words.  trained: the contract of tuned rungs.
+    """
+
+    task: Task
+    base: Base
+    tokenizer: Tokenizer
+    prepared: Prepared
+    method: str
+    asked: Contract
+    trained: Contract
+    folder: Path
+
+    @property
+    def metric(self) -> str:
+        return self.task.goal.metric if self.task.goal.metric != "auto" else scores.pick_metric(self.task.goal.task)
+
+    def rows(self, split: str) -> list[Example]:
+        return data.examples(self.prepared.folder, split)
+
+    def rung_folder(self, rung: str) -> Path:
+        return self.folder / "rungs" / rung
+
+
+def ready(task: Task) -> Ladder:
+    """Inspect the base, read and split the data, choose the method; writes the run's task.yaml and environment.json."""
+    base = models.inspect(task.base.name, task.folder, task.base.weights == "random")
+    tokenizer = Tokenizer.load(base.folder)
+    shared = store.home() / "cache" / "data" / _data_key(task)
+    with store.locked(shared):
+        prepared = data.prepare(task, shared)
+    method = choose_method(task, base, prepared)
+    asked, trained = _contracts(task, base, tokenizer, prepared, method)
+    settings = {} if task.method["kind"] == "auto" else {k: v for k, v in task.method.items() if k != "kind"}
+    if not settings:
+        settings = {item.name: item.default for item in kinds.settings("methods", method)}
+    task = replace(task, method={"kind": method, **settings})
+    told = [base.fingerprint, prepared.card["fingerprint"], task.goal.task, dict(task.method)]
+    told += [task.to_json()["train"], {k: dict(v) for k, v in task.rung_settings.items()}, trained.__dict__, asked.__dict__]
+    key = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    folder = store.run_folder(f"{slug(task.name)}-{key}")
+    store.write_text(folder / "task.yaml", tasks.write(_anchored(task), "Every key of this run, as resolved."))
+    store.write_json(folder / "environment.json", environment())
+    return Ladder(task, base, tokenizer, prepared, method, asked, trained, folder)
+
+
+def _data_key(task: Task) -> str:
+    told = json.dumps([task.to_json()["data"], task.goal.task, str(Path(task.folder).resolve())], sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def _anchored(task: Task) -> Task:
+    """The same task with file names that hold from anywhere, so that a run's task.yaml can be run again."""
+
+    def whole(name: str) -> str:
+        path = Path(task.folder) / name
+        return str(path.resolve()) if path.exists() or "*" in name else name
+
+    settings = replace(
+        task.data,
+        files=[whole(name) for name in task.data.files],
+        validation_files=[whole(name) for name in task.data.validation_files],
+        test_files=[whole(name) for name in task.data.test_files],
+    )
+    base = replace(task.base, name=whole(task.base.name))
+    return replace(task, data=settings, base=base)
+
+
+def environment() -> dict[str, Any]:
+    """What a result may depend on besides the task."""
+    import transformers
+
+    return {
+        "burnish": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "machine": platform.machine(),
+        "processors": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory": psutil.virtual_memory().total,
+        "cuda": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "",
+    }
+
+
+def choose_method(task: Task, base: Base, prepared: Prepared) -> str:
+    """The method of trained rungs; checks that the task's own choice fits the base and the data."""
+    goal, shape = task.goal.task, prepared.shape
+    chosen = str(task.method["kind"])
+    if chosen == "auto":
+        if goal in ("classify", "regress") and shape == "labelled":
+            chosen = {"classify": "classify", "regress": "regress"}[goal] if models.has_head(base) else "sft"
+        else:
+            chosen = "selfsupervised" if shape == "document" else "sft"
+    module = kinds.load("methods", chosen)
+    if base.kind not in module.MODELS:
+        raise TaskError(
+            f"method {chosen} does not train {base.kind} models",
+            task.where("method.kind"),
+            f"use a base of another kind ({', '.join(module.MODELS)})",
+        )
+    if module.TARGET == "label" and shape != "labelled":
+        raise TaskError(
+            f"method {chosen} needs labelled rows, and these are {shape}", task.where("method.kind"), "use sft"
+        )
+    if module.TARGET == "answers" and shape == "document":
+        raise TaskError("method sft needs rows with answers, and these are documents", task.where("method.kind"), "use selfsupervised")
+    if goal == "regress" and chosen == "classify":
+        raise TaskError("a number is not learned as a class", task.where("method.kind"), "use regress")
+    return chosen
+
+
+def _contracts(
+    task: Task, base: Base, tokenizer: Tokenizer, prepared: Prepared, method: str
+) -> tuple[Contract, Contract]:
+    settings = task.data
+    limit = base.context or 2048
+    if settings.max_length > limit:
+        raise TaskError(
+            f"data.max_length {settings.max_length} is more than the base holds ({limit})",
+            task.where("data.max_length"),
+            "lower it, or leave it out",
+        )
+    template = Template.choose(settings.template, prepared.shape, tokenizer)
+    document = prepared.shape == "document"
+    too_long = settings.too_long if settings.too_long != "auto" else "split" if document else "error"
+    if too_long == "split" and not document:
+        raise TaskError("only documents can be split", task.where("data.too_long"), "use error, drop or cut-prompt")
+    labels = prepared.labels if task.goal.task == "classify" else ()
+    asked = Contract(
+        task.goal.task,
+        prepared.shape,
+        "document" if document else "all" if settings.train_on == "all" else "answers",
+        template.name,
+        template.text,
+        settings.max_length or limit,
+        too_long,
+        "language",
+        labels,
+        prepared.multi,
+        ask.instruction(task.goal.task, labels, settings.instruction, prepared.multi),
+    )
+    target = kinds.load("methods", method).TARGET
+    if target != "label":
+        return asked, replace(asked, target="document" if target == "document" else asked.target)
+    head = "number" if task.goal.task == "regress" else "multi" if prepared.multi else "classes"
+    trained = replace(asked, target="label", head=head, labels=labels if head != "number" else ())
+    if head == "number":
+        numbers = [float(row.label) for row in data.examples(prepared.folder, "train") if isinstance(row.label, float)]
+        spread = float(np.std(numbers)) if numbers else 1.0
+        trained = replace(trained, mean=float(np.mean(numbers)) if numbers else 0.0, deviation=spread or 1.0)
+    return asked, trained
+
+
+def make_trained(ladder: Ladder, rung: str, again: bool, say: Say) -> RungResult:
+    """Train one rung, or take the finished one of an earlier sitting."""
+    folder = ladder.rung_folder(rung)
+    if again:
+        _forget(folder)
+    with store.locked(folder):
+        made = _finished(folder)
+        if made is not None:
+            say(rung, Event("phase", 0, 0.0, {"text": f"{rung}: already made"}))
+            return made
+        identity = {"run": ladder.folder.name, "rung": rung, "burnish": 1}
+        settings = {key: value for key, value in ladder.task.method.items() if key != "kind"}
+        job = Job(
+            ladder.task, rung, ladder.base, ladder.trained, ladder.method, settings, ladder.prepared.folder, folder, identity
+        )
+        started: Mapping[str, Any] = {}
+        try:
+            for event in tune(job):
+                say(rung, event)
+                if event.kind == "started":
+                    started = event.numbers
+                if event.kind == "stopped":
+                    raise Interrupted(
+                        f"Stopped after step {event.step}; saved", str(folder), "give the same command again to go on"
+                    )
+        except MemoryError:
+            raise TrainError("Out of memory", rung, "lower train.micro_tokens; the last checkpoint is intact") from None
+        facts = artifacts.load(folder / "artifact").facts
+        result = RungResult(
+            rung,
+            seconds=facts["seconds"],
+            trained=facts["trained"],
+            artifact=str(folder / "artifact"),
+            settings={key: facts[key] for key in ("method", "learning_rate", "steps", "best_step", "stopped")}
+            | {"tokens": started.get("tokens", {}).get("tokens_trained", 0)},
+            curve=tuple(_curve(folder / "events.jsonl")),
+        )
+        store.write_json(folder / "result.json", result.to_json())
+        return result
+
+
+def _forget(folder: Path) -> None:
+    import shutil
+
+    for name in ("checkpoints", "artifact", "predictions"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("result.json", "events.jsonl"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _finished(folder: Path) -> RungResult | None:
+    """The rung's result if it was made and its artifact still verifies."""
+    try:
+        told = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        artifacts.load(told["artifact"])
+    except (OSError, ValueError, KeyError, BurnishError):
+        return None
+    return RungResult(
+        told["rung"],
+        seconds=told["seconds"],
+        trained=told["trained"],
+        artifact=told["artifact"],
+        settings=told["settings"],
+        curve=tuple(told["curve"]),
+        samples=tuple(told.get("samples", ())),
+    )
+
+
+def _curve(path: Path) -> Iterator[dict[str, float]]:
+    """Training loss averaged over at most 200 stretches, and every validation loss."""
+    steps = [row for row in store.read_jsonl(path) if row["kind"] == "step"]
+    width = max(len(steps) // 200, 1)
+    for start in range(0, len(steps), width):
+        part = steps[start : start + width]
+        yield {
+            "step": part[-1]["step"],
+            "train_loss": float(np.mean([row["loss"] for row in part])),
+            "learning_rate": part[-1]["learning_rate"],
+        }
+    for row in store.read_jsonl(path):
+        if row["kind"] == "validated":
+            yield {"step": row["step"], "valid_loss": row["valid_loss"]}

@@ -1,0 +1,354 @@
+"""The token contract: which ids a row becomes, and how much each of them counts as a target.
+
+In: an Example and an Encoding (tokenizer, template, what is trained on, how long a row may be).  Out: Tokens, or a
+Problem that names the row.  Nothing is cut silently, an answer never loses its end, and a row that would train
+nothing is a Problem, not a zero loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from burnish.errors import TokenError
+from burnish.records import Example, Message, Problem
+from burnish.tokens.template import Template, render
+from burnish.tokens.tokenizer import Tokenizer
+
+Target = Literal["answers", "all", "document", "label"]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One row for a model.
+
+    ids: (T,).  weights: (T,) how much predicting each id counts; 0 is context.
+    source: (S,) what an encoder-decoder reads; ids are then what its decoder writes.
+    label: class index, multi-hot vector or number; None for language.
+    targets: (T,) what to say where it is not what is read (hidden tokens of an encoder).
+    """
+
+    ids: np.ndarray
+    weights: np.ndarray
+    example: str
+    where: str
+    source: np.ndarray | None = None
+    label: Any = None
+    targets: np.ndarray | None = None
+
+    @property
+    def length(self) -> int:
+        return len(self.ids) + (0 if self.source is None else len(self.source))
+
+
+@dataclass
+class Count:
+    """What became of every token: the statement a run makes before it trains."""
+
+    rows: int = 0
+    pieces: int = 0
+    kept: int = 0
+    cut: int = 0
+    trained: int = 0
+    unknown: int = 0
+    longest: int = 0
+
+    @property
+    def masked(self) -> int:
+        """Tokens that are read but not trained on."""
+        return self.kept - self.trained
+
+    def to_json(self) -> dict[str, int]:
+        return {
+            "rows": self.rows,
+            "pieces": self.pieces,
+            "tokens_kept": self.kept,
+            "tokens_cut": self.cut,
+            "tokens_masked": self.masked,
+            "tokens_trained": self.trained,
+            "tokens_unknown": self.unknown,
+            "longest": self.longest,
+        }
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Everything that decides what ids a row becomes.
+
+    kind: decoder, encoder or encoder-decoder.  target: answers (assistant turns), all (every token of the
+    conversation), document (every token of a text), label (a head reads the text).
+    labels: class -> index; empty for a number, which is learned as (y - mean) / deviation.
+    end: whether a document's end is taught.
+    """
+
+    tokenizer: Tokenizer
+    template: Template
+    kind: str
+    target: Target
+    max_length: int
+    too_long: str = "error"
+    labels: Mapping[str, int] = field(default_factory=dict)
+    multi: bool = False
+    mean: float = 0.0
+    deviation: float = 1.0
+    end: bool = True
+
+    def encode(self, example: Example) -> tuple[list[Tokens], int]:
+        """The row's Tokens (several when a document is split) and how many tokens were cut; raises RowProblem."""
+        try:
+            if self.target == "label":
+                return self._label(example)
+            if self.target == "document":
+                return self._document(example)
+            return self._answers(example)
+        except TokenError as problem:
+            raise RowProblem(Problem(problem.what, str(example.where), problem.do, "error", example.id)) from None
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """ids that are sent to the model so that it answers: equal to the start of the same row in training."""
+        if self.kind == "encoder-decoder":
+            rendered = render(self.template, messages, self.tokenizer, generation_prompt=True)
+            return self._source(rendered.text)
+        rendered = render(self.template, messages, self.tokenizer, generation_prompt=True)
+        ids, _ = _aligned(rendered.text, [(start, end) for start, end, _ in rendered.spans], self.tokenizer)
+        return ids
+
+    def answer_ids(self, messages: Sequence[Message], prompt: Sequence[int]) -> list[int]:
+        """ids of the last answer as training would teach them, after `prompt` = prompt_ids(messages[:-1])."""
+        ids: list[int] = self._whole(messages).ids.tolist()
+        return ids if self.kind == "encoder-decoder" else ids[len(prompt) :]
+
+    # --- the three ways a row is read ---
+
+    def _label(self, example: Example) -> tuple[list[Tokens], int]:
+        ids = self.tokenizer.encode_plain(example.text or example.surface, example.pair)
+        over = len(ids) - self.max_length
+        if over > 0:
+            if self.too_long != "cut-prompt":
+                raise _too_long(example, len(ids), self.max_length, self.too_long)
+            text = self.tokenizer.encode_text(example.text or example.surface)
+            if over >= len(text) or example.pair is not None:
+                raise _too_long(example, len(ids), self.max_length, "error")
+            ids = [*self.tokenizer.prefix, *text[:-over], *self.tokenizer.suffix]
+        if not ids:
+            raise RowProblem(Problem("The text has no token", str(example.where), "remove the row", "error", example.id))
+        label = self._target(example)
+        told = np.asarray(ids, dtype=np.int32)
+        return [Tokens(told, np.zeros(len(ids), np.float32), example.id, str(example.where), None, label)], max(over, 0)
+
+    def _target(self, example: Example) -> Any:
+        if self.multi:
+            vector = np.zeros(len(self.labels), np.float32)
+            given = example.label if isinstance(example.label, tuple) else (str(example.label),)
+            for name in given:
+                vector[self._index(name, example)] = 1.0
+            return vector
+        if self.labels:
+            return self._index(str(example.label), example)
+        if isinstance(example.label, float | int):
+            return (float(example.label) - self.mean) / self.deviation
+        return None
+
+    def _index(self, name: str, example: Example) -> int:
+        if name not in self.labels:
+            raise RowProblem(
+                Problem(f'The label "{name}" is not one of this model\'s classes', str(example.where), "", "error", example.id)
+            )
+        return self.labels[name]
+
+    def _document(self, example: Example) -> tuple[list[Tokens], int]:
+        tokenizer = self.tokenizer
+        text = example.text or example.surface
+        inner = tokenizer.encode_text(text)
+        if not inner:
+            raise RowProblem(Problem("The text has no token", str(example.where), "remove the row", "error", example.id))
+        closing = list(tokenizer.suffix)
+        eos = tokenizer.id("eos")
+        if self.end and eos is not None and eos not in closing and self.kind == "decoder":
+            closing.append(eos)
+        ids = [*tokenizer.prefix, *inner, *closing]
+        if len(ids) > self.max_length and self.too_long != "split":
+            if self.too_long == "cut-prompt":
+                raise RowProblem(
+                    Problem("A document has no prompt to cut", str(example.where), "set data.too_long to split", "error")
+                )
+            raise _too_long(example, len(ids), self.max_length, self.too_long)
+        pieces = []
+        stride = self.max_length - 1 if self.kind == "decoder" else self.max_length  # each id is predicted exactly once
+        for start in range(0, max(len(ids) - (self.kind == "decoder"), 1), stride):
+            told = np.asarray(ids[start : start + self.max_length], dtype=np.int32)
+            weights = np.ones(len(told), np.float32)
+            if self.kind == "decoder":
+                weights[0] = 0.0  # nothing stands before it to predict it from
+            else:
+                weights[np.isin(told, list(tokenizer.special_ids))] = 0.0
+            if weights.sum() or len(ids) == 1:
+                pieces.append(Tokens(told, weights, example.id, str(example.where)))
+        if not any(piece.weights.sum() for piece in pieces):
+            raise _nothing_trained(example)
+        return pieces, 0
+
+    def _answers(self, example: Example) -> tuple[list[Tokens], int]:
+        tokens, cut = self._whole(example.messages, example.id, str(example.where)), 0
+        if tokens.length > self._limit(tokens):
+            if self.too_long != "cut-prompt":
+                raise _too_long(example, tokens.length, self.max_length, self.too_long)
+            before = tokens.length
+            tokens = self._whole(self.fit(example), example.id, str(example.where))
+            cut = before - tokens.length
+        if not tokens.weights.sum():
+            raise _nothing_trained(example)
+        return [tokens], cut
+
+    def _limit(self, tokens: Tokens) -> int:
+        """Encoder-decoders hold max_length tokens on each side."""
+        if tokens.source is None:
+            return self.max_length
+        return self.max_length + min(len(tokens.source), len(tokens.ids), self.max_length)
+
+    def fit(self, example: Example) -> tuple[Message, ...]:
+        """The turns with the longest user or system text shortened at its end until the row fits."""
+        turns = list(example.messages)
+        for _ in range(12):
+            tokens = self._whole(turns)
+            over = tokens.length - self._limit(tokens)
+            if over <= 0:
+                return tuple(turns)
+            longest = max(
+                (i for i, turn in enumerate(turns) if turn.role != "assistant"),
+                key=lambda i: len(turns[i].content),
+                default=None,
+            )
+            ids = self.tokenizer.encode_text(turns[longest].content) if longest is not None else []
+            if longest is None or len(ids) <= over:
+                break
+            turns[longest] = replace(turns[longest], content=self.tokenizer.decode(ids[: len(ids) - over]))
+        raise RowProblem(
+            Problem(
+                f"The answer leaves no room for its prompt within {self.max_length} tokens",
+                str(example.where),
+                "raise data.max_length, shorten the row, or set data.too_long to drop",
+                "error",
+                example.id,
+            )
+        )
+
+    def _whole(self, messages: Sequence[Message], identity: str = "", where: str = "") -> Tokens:
+        if self.kind == "encoder-decoder":
+            return self._pair(messages, identity, where)
+        rendered = render(self.template, messages, self.tokenizer)
+        ids, edges = _aligned(rendered.text, [(start, end) for start, end, _ in rendered.spans], self.tokenizer)
+        weights = np.ones(len(ids), np.float32) if self.target == "all" else np.zeros(len(ids), np.float32)
+        for (start, end), (_, _, weight) in zip(edges, rendered.spans, strict=True):
+            if self.target != "all":
+                weights[start:end] = weight
+        eos = self.tokenizer.id("eos")
+        ends = rendered.spans[-1][1] if rendered.spans else 0
+        if eos is not None and rendered.spans and not rendered.text[ends:].strip() and ids[edges[-1][1] - 1] not in (
+            self.tokenizer.special_ids | set(self.tokenizer.eos_ids)
+        ):  # the template closes no turn: teach the model to stop all the same
+            ids, weights = [*ids[: edges[-1][1]], eos], np.append(weights[: edges[-1][1]], np.float32(1.0))
+        if len(weights):
+            weights[0] = 0.0
+        if self.target == "answers" and weights.any():  # what stands after the last answer can teach nothing
+            keep = int(np.flatnonzero(weights)[-1]) + 1
+            ids, weights = ids[:keep], weights[:keep]
+        return Tokens(np.asarray(ids, dtype=np.int32), weights, identity, where)
+
+    def _pair(self, messages: Sequence[Message], identity: str, where: str) -> Tokens:
+        answered = bool(messages) and messages[-1].role == "assistant"
+        question = render(self.template, messages[:-1] if answered else messages, self.tokenizer, generation_prompt=True)
+        ids = self.tokenizer.encode_plain(messages[-1].content) if answered else []
+        weights = np.full(len(ids), messages[-1].weight if answered else 0.0, np.float32)
+        source = np.asarray(self._source(question.text), dtype=np.int32)
+        return Tokens(np.asarray(ids, dtype=np.int32), weights, identity, where, source)
+
+    def _source(self, text: str) -> list[int]:
+        bos = self.tokenizer.bos_text
+        return self.tokenizer.encode_plain(text.removeprefix(bos) if bos else text)
+
+
+class RowProblem(TokenError):
+    """One row cannot be encoded; carries the Problem."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.what, problem.where, problem.do)
+        self.problem = problem
+
+
+def encode_all(
+    examples: Iterable[Example], encoding: Encoding
+) -> tuple[list[Tokens], list[tuple[Example, Problem]], Count]:
+    """Every row's Tokens, every row that has none and why, and the statement of tokens."""
+    rows: list[Tokens] = []
+    problems: list[tuple[Example, Problem]] = []
+    count = Count()
+    unknown = encoding.tokenizer.id("unk")
+    for example in examples:
+        try:
+            pieces, cut = encoding.encode(example)
+        except RowProblem as row:
+            problems.append((example, row.problem))
+            continue
+        count.rows += 1
+        count.pieces += len(pieces)
+        count.cut += cut
+        for piece in pieces:
+            count.kept += piece.length
+            count.trained += int((piece.weights > 0).sum()) if encoding.target != "label" else 1
+            count.unknown += 0 if unknown is None else int((piece.ids == unknown).sum())
+            count.longest = max(count.longest, piece.length)
+        rows.extend(pieces)
+    return rows, problems, count
+
+
+def _too_long(example: Example, length: int, limit: int, policy: str) -> RowProblem:
+    return RowProblem(
+        Problem(
+            f"The row has {length} tokens, more than data.max_length {limit}",
+            str(example.where),
+            "raise data.max_length, or set data.too_long to drop, cut-prompt or (documents) split",
+            "warning" if policy == "drop" else "error",
+            example.id,
+        )
+    )
+
+
+def _nothing_trained(example: Example) -> RowProblem:
+    return RowProblem(
+        Problem(
+            "The row has no token to train on",
+            str(example.where),
+            "give it an answer with weight 1, or remove it",
+            "error",
+            example.id,
+        )
+    )
+
+
+def _aligned(
+    text: str, spans: Sequence[tuple[int, int]], tokenizer: Tokenizer
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """ids of `text` and the spans in token positions, cutting the text only where a token would straddle an edge.
+
+    Where every edge falls between two tokens the ids are those any server makes of the whole text.
+    """
+    whole = tokenizer.encode(text)
+    edges = sorted({edge for span in spans for edge in span} - {0, len(text)})
+    places = {0: 0, len(text): len(whole)}
+    for edge in edges:
+        head = tokenizer.encode(text[:edge])
+        if whole[: len(head)] != head:
+            break
+        places[edge] = len(head)
+    else:
+        return whole, [(places[start], places[end]) for start, end in spans]
+    ids: list[int] = []
+    places = {0: 0}
+    for start, end in zip([0, *edges], [*edges, len(text)], strict=True):
+        ids += tokenizer.encode(text[:end]) if start == 0 else tokenizer.encode_continuation(text[start:end])
+        places[end] = len(ids)
+    return ids, [(places[start], places[end]) for start, end in spans]

@@ -1,0 +1,201 @@
+"""A model folder's tokenizer, without transformers: text in, ids out, and what its special tokens mean.
+
+In: a folder with tokenizer.json (anything else is converted by transformers once).  Out: ids that equal what
+transformers gives for the same text, and the few facts that decide correctness: who adds BOS, what ends a turn.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as Backend
+
+from burnish.errors import ModelError, TokenError
+
+SPECIALS = ("bos", "eos", "pad", "unk", "mask", "cls", "sep")
+MAX_BYTES = 200_000_000
+
+
+@dataclass
+class Tokenizer:
+    """ids <-> text for one model.
+
+    special: name -> token text, of bos, eos, pad, unk, mask, cls, sep where the model has them.
+    chat_template: the model's own Jinja text, '' when it has none.
+    eos_ids: ids that end a generated text (generation_config's, else eos).
+    """
+
+    backend: Backend
+    special: dict[str, str]
+    chat_template: str
+    eos_ids: tuple[int, ...]
+    folder: Path
+    size: int = 0
+    config: dict[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def load(folder: Path) -> Tokenizer:
+        """The tokenizer of a model folder; a ModelError names the file that is missing or broken."""
+        config = read_json(folder / "tokenizer_config.json", optional=True)
+        mapped = read_json(folder / "special_tokens_map.json", optional=True)
+        path = folder / "tokenizer.json"
+        if path.exists():
+            if path.stat().st_size > MAX_BYTES:
+                raise ModelError("tokenizer.json is larger than 200 MB", str(path), "is it really a tokenizer?")
+            try:
+                backend = Backend.from_str(path.read_text(encoding="utf-8"))
+            except Exception as problem:
+                raise ModelError(f"tokenizer.json cannot be read: {problem}", str(path), "fetch it anew") from None
+        else:
+            backend = _convert(folder)
+        backend.no_padding()
+        backend.no_truncation()
+        special = {}
+        for name in SPECIALS:
+            told = config.get(f"{name}_token", mapped.get(f"{name}_token"))
+            told = told.get("content") if isinstance(told, dict) else told
+            if isinstance(told, str) and backend.token_to_id(told) is not None:
+                special[name] = told
+        generation = read_json(folder / "generation_config.json", optional=True)
+        model = read_json(folder / "config.json", optional=True)
+        stops = generation.get("eos_token_id", model.get("eos_token_id"))
+        ids = [stops] if isinstance(stops, int) else list(stops or [])
+        if "eos" in special:
+            ids.append(int(backend.token_to_id(special["eos"])))
+        size = backend.get_vocab_size()
+        ids = [i for i in dict.fromkeys(ids) if isinstance(i, int) and 0 <= i < size and "eos" in special]
+        return Tokenizer(backend, special, _chat_template(folder, config), tuple(ids), folder, size, config)
+
+    def id(self, name: str) -> int | None:
+        """The id of bos, eos, pad, unk, mask, cls or sep; None where the model has none."""
+        return self.backend.token_to_id(self.special[name]) if name in self.special else None
+
+    def encode(self, text: str) -> list[int]:
+        """ids of rendered text: special tokens spelt in it count, none are added."""
+        return list(self.backend.encode(text, add_special_tokens=False).ids)
+
+    def encode_plain(self, text: str, pair: str | None = None) -> list[int]:
+        """ids of a user's text as this model was pre-trained to read it (its own BOS, CLS, SEP ...).
+
+        A control token spelt in the text stays ordinary text.
+        """
+        return list(self._guarded.encode(text, pair, add_special_tokens=True).ids)
+
+    def encode_text(self, text: str) -> list[int]:
+        """ids of a user's text alone; a control token spelt in it stays ordinary text."""
+        return list(self._guarded.encode(text, add_special_tokens=False).ids)
+
+    def encode_continuation(self, text: str) -> list[int]:
+        """ids of text that goes on from other text: no word-start mark is put before it."""
+        return list(self._continuing.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, ids: list[int], special: bool = False) -> str:
+        """Text of ids; control tokens are shown when `special`."""
+        return str(self.backend.decode(ids, skip_special_tokens=not special))
+
+    def pieces(self, ids: list[int]) -> list[str]:
+        """Each id's own text such that joined pieces read as `decode` would; for display."""
+        shown, told = [], ""
+        for end in range(1, len(ids) + 1):
+            text = self.decode(ids[:end], special=True) if end <= 64 else told + self.decode([ids[end - 1]], special=True)
+            if text.endswith("�") and end < len(ids):
+                shown.append("")
+                continue
+            shown.append(text[len(told) :])
+            told = text
+        return shown
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Every control token."""
+        return frozenset(i for i, token in self.backend.get_added_tokens_decoder().items() if token.special)
+
+    @cached_property
+    def prefix(self) -> tuple[int, ...]:
+        """Control tokens this model expects before any text (BOS or CLS; often none)."""
+        return self._around[0]
+
+    @cached_property
+    def suffix(self) -> tuple[int, ...]:
+        """Control tokens this model expects after any text (SEP or EOS; often none)."""
+        return self._around[1]
+
+    @property
+    def bos_text(self) -> str:
+        """BOS as text when this model's texts begin with it, else ''."""
+        return self.special["bos"] if self.id("bos") in self.prefix else ""
+
+    @cached_property
+    def _around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        inner, outer = self.backend.encode("a", add_special_tokens=False).ids, self.backend.encode("a").ids
+        for start in range(len(outer) - len(inner) + 1):
+            if outer[start : start + len(inner)] == inner:
+                return tuple(outer[:start]), tuple(outer[start + len(inner) :])
+        raise TokenError("This tokenizer changes text when it adds control tokens", str(self.folder))
+
+    @cached_property
+    def _guarded(self) -> Backend:
+        copy = Backend.from_str(self.backend.to_str())
+        copy.encode_special_tokens = True
+        return copy
+
+    @cached_property
+    def _continuing(self) -> Backend:
+        told = json.loads(self.backend.to_str())
+        for part in ("normalizer", "pre_tokenizer"):
+            stage = told.get(part) or {}
+            inner = stage.get("normalizers", stage.get("pretokenizers"))
+            for item in [stage] if inner is None else inner:
+                if item.get("type") == "Metaspace":
+                    item["prepend_scheme"] = "never"
+                if item.get("type") == "ByteLevel":
+                    item["add_prefix_space"] = False
+            if inner is not None:
+                inner[:] = [item for item in inner if item.get("type") != "Prepend"]
+            elif stage.get("type") == "Prepend":
+                told[part] = None
+        return Backend.from_str(json.dumps(told))
+
+
+def read_json(path: Path, optional: bool = False) -> dict[str, Any]:
+    """A JSON object in a file; {} when it is absent and optional."""
+    if optional and not path.exists():
+        return {}
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as problem:
+        raise ModelError(f"{path.name} cannot be read: {problem.strerror}", str(path), "is this a model folder?") from None
+    except (ValueError, RecursionError) as problem:
+        raise ModelError(f"{path.name} is not valid JSON: {problem}", str(path), "fetch it anew") from None
+    if not isinstance(told, dict):
+        raise ModelError(f"{path.name} is not a JSON object", str(path), "fetch it anew")
+    return told
+
+
+def _chat_template(folder: Path, config: dict[str, Any]) -> str:
+    path = folder / "chat_template.jinja"
+    if path.exists():
+        return path.read_text(encoding="utf-8")
+    told = config.get("chat_template") or ""
+    if isinstance(told, list):  # several named templates
+        told = next((item.get("template", "") for item in told if item.get("name") == "default"), "")
+    return str(told)
+
+
+def _convert(folder: Path) -> Backend:
+    """Let transformers read the older formats (vocab.txt, spiece.model)."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False).backend_tokenizer
+    except Exception as problem:
+        reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
+        raise ModelError(
+            f"No tokenizer.json, and transformers cannot convert what is there: {reason}",
+            str(folder),
+            "save the tokenizer with a recent transformers, which writes tokenizer.json",
+        ) from None

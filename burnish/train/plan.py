@@ -1,0 +1,41 @@
+"""How many steps, how often to look, at which rate: decided before the first step and written down.
+
+In: the task's train section, the number of rows and the model's width.  Out: a Plan; nothing here changes later.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from burnish.task import Train
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run's numbers.  evaluate_every, save_every, steps: optimizer steps.  peak: largest learning rate."""
+
+    steps: int
+    per_epoch: int
+    evaluate_every: int
+    save_every: int
+    peak: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def plan(settings: Train, rows: int, width: int, rung_rate: float) -> Plan:
+    """The Plan of a run over `rows` training rows.
+
+    Without a learning_rate, the peak is the rung's rate at hidden size 2000, times (2000 / width) ** 0.78: wider
+    models want smaller steps (Schulman et al. 2025, LoRA Without Regret, their fit over Llama models).
+    """
+    per_epoch = math.ceil(rows / settings.batch_size)
+    steps = max(round(settings.epochs * per_epoch), 1)
+    if settings.max_steps:
+        steps = min(steps, settings.max_steps) if settings.epochs else settings.max_steps
+    every = settings.evaluate_every or max(math.ceil(per_epoch / 4), math.ceil(steps / 40))
+    peak = settings.learning_rate or rung_rate * (2000 / width) ** 0.78
+    return Plan(steps, per_epoch, every, settings.save_every or every, peak)

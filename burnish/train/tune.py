@@ -1,0 +1,162 @@
+"""One trained rung, from examples on disk to an artifact: encode, plan, fit, save.
+
+In: a task, a base and the prepared data.  Out: Events while it works, and an artifact folder.  Everything it says is
+also in the rung's folder: events.jsonl, tokens.json, checkpoints/, artifact/.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from burnish import artifact as artifacts
+from burnish import kinds, store
+from burnish.artifact import Artifact, Contract
+from burnish.data.prepare import examples
+from burnish.data.validate import BadRows
+from burnish.errors import DataError
+from burnish.models import base as models
+from burnish.models.base import Base
+from burnish.records import Event, Example
+from burnish.task import Task
+from burnish.tokens import ask
+from burnish.tokens.batch import Batches
+from burnish.tokens.encode import Count, Encoding, Tokens, encode_all
+from burnish.tokens.tokenizer import Tokenizer
+from burnish.train import loop
+from burnish.train.plan import plan
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one trained rung needs.  data: folder with train.jsonl and validation.jsonl.  folder: the rung's own."""
+
+    task: Task
+    rung: str
+    base: Base
+    contract: Contract
+    method: str
+    method_settings: Mapping[str, Any]
+    data: Path
+    folder: Path
+    identity: Mapping[str, Any]
+
+
+def tune(job: Job) -> Iterator[Event]:
+    """Train one rung to its end; the last event is `finished` and the artifact is then in job.folder/artifact.
+
+    A killed or stopped run goes on where its last checkpoint stands.  Raises DataError when rows cannot be encoded
+    under the task's rules, TrainError when training fails.
+    """
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    settings = job.task.train
+    tokenizer = Tokenizer.load(job.base.folder)
+    encoding = job.contract.encoding(tokenizer, job.base.kind)
+    rows, counts = _encoded(job, encoding)
+    adapter = kinds.load("adapters", job.rung)
+    method = kinds.load("methods", job.method)
+    own = method.Settings(**job.method_settings)
+    model = models.load(
+        job.base,
+        models.Head(job.contract.head, job.contract.labels),  # type: ignore[arg-type]
+        dropout=settings.dropout if job.rung == "full" else None,
+        seed=settings.seed,
+    )
+    adapter.attach(model, job.task.rung_settings.get(job.rung, {}), settings.dropout or 0.0, settings.seed)
+    if settings.precision == "bf16":
+        model.precision = torch.bfloat16
+    planned = plan(settings, len(rows["train"]), job.base.width, adapter.RATE)
+    corrupt = method.corruption(job.base.kind, tokenizer, own) if hasattr(method, "corruption") else None
+    pad = tokenizer.id("pad") or 0
+    batches, validation = (
+        Batches(rows[split], settings.batch_size, settings.micro_tokens, settings.seed, pad, corrupt)
+        for split in ("train", "validation")
+    )
+    run = loop.Run(
+        model,
+        method,
+        own,
+        settings,
+        planned,
+        batches,
+        validation if rows["validation"] else None,
+        job.folder / "checkpoints",
+        dict(job.identity),
+    )
+    trained = models.count(model.trainable().values())
+    started = {
+        "phase": job.rung,
+        "method": job.method,
+        "parameters": models.count(model.hf.parameters()),
+        "trained": trained,
+        "rows": counts["train"].rows,
+        "tokens": counts["train"].to_json(),
+        **planned.to_json(),
+    }
+    log = job.folder / "events.jsonl"
+    yield Event("started", 0, 0.0, started)
+    if not rows["validation"]:
+        yield Event("warned", 0, 0.0, {"text": "no validation rows: no early stopping, and the last weights are kept"})
+    for event in loop.fit(run):
+        _write(log, event)
+        yield event
+        if event.kind == "stopped":
+            return
+    facts = {
+        "seconds": round(run.progress.seconds, 2),
+        "steps": run.progress.step,
+        "best_step": run.progress.best_step or run.progress.step,
+        "valid_loss": run.progress.best,
+        "tokens": run.progress.tokens,
+        "trained": trained,
+        "method": job.method,
+        "rows": counts["train"].rows,
+        "learning_rate": planned.peak,
+        "stopped": run.progress.done,
+    }
+    artifacts.save(
+        Artifact(job.rung, job.base, job.contract, job.rung, {}, facts), model.eval(), job.folder / "artifact"
+    )
+
+
+def readable(rows: Sequence[Example], contract: Contract) -> list[Example]:
+    """The examples as the contract's target wants them: labelled rows become questions for a language head."""
+    if contract.target in ("answers", "all"):
+        return [ask.as_messages(row, contract.instruction) for row in rows]
+    return list(rows)
+
+
+def encode(rows: Sequence[Example], encoding: Encoding, contract: Contract, task: Task) -> tuple[list[Tokens], Count]:
+    """Every row's Tokens; raises BadRows when a row has none and the task does not say to drop it."""
+    tokens, problems, count = encode_all(readable(rows, contract), encoding)
+    told = [problem for _, problem in problems if problem.severity == "error"]
+    if told and task.data.on_problem != "drop":
+        raise BadRows(told, len(told))
+    return tokens, count
+
+
+def _encoded(job: Job, encoding: Encoding) -> tuple[dict[str, list[Tokens]], dict[str, Count]]:
+    rows, counts = {}, {}
+    for split in ("train", "validation"):
+        rows[split], counts[split] = encode(examples(job.data, split), encoding, job.contract, job.task)
+    if not rows["train"]:
+        raise DataError("No row is left to train on", str(job.data), "see dropped.jsonl there for the reasons")
+    store.write_json(job.folder / "tokens.json", {split: count.to_json() for split, count in counts.items()})
+    return rows, counts
+
+
+def _write(path: Path, event: Event) -> None:
+    """Append one event; after a kill, what followed the checkpoint that a run goes on from is cut off."""
+    if event.kind == "resumed" and path.exists():
+        kept = [row for row in store.read_jsonl(path) if row["step"] <= event.step]
+        store.write_jsonl(path, kept)
+    elif event.step == 1 and event.kind == "step":
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+    with store.disk_errors(path), path.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(event.to_json()) + "\n")
