@@ -203,10 +203,10 @@ def perform(call: Call, verbs: Any, as_json: bool, debug: bool) -> int:
                 arguments["say"] = stack.enter_context(Progress(show.stderr()))
         result = verb(**arguments)
     with _readers_may_leave():
+        show.VIEWS[call.verb](show.stderr() if as_json else show.stdout(), result, call.arguments)
         if as_json:
             told = {"runs": result} if call.verb == "runs" else result
             print(json.dumps(_plain(told)))  # ASCII: no letter of a stranger reaches a terminal
-        show.VIEWS[call.verb](show.stderr() if as_json else show.stdout(), result, call.arguments)
     return 0 if _reached(result) else 1
 
 
@@ -277,6 +277,10 @@ def as_error(problem: BaseException) -> BurnishError:
     elif isinstance(problem, MemoryError):
         do = "make data.max_length, train.micro_tokens or evaluate.batch_tokens smaller, or take a smaller base"
         told = TrainError("Out of memory", do=do)
+    elif isinstance(problem, OSError) and problem.filename:
+        told = BurnishError(
+            problem.strerror or str(problem), str(problem.filename), "check the path and who may use it"
+        )
     else:
         place = traceback.extract_tb(problem.__traceback__)[-1]
         told = Defect(

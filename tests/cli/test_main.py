@@ -71,6 +71,7 @@ def test_exit_codes(words: list[str], code: int, capsys: pytest.CaptureFixture[s
         (CheckpointError("The disk is full", "x", "free some space"), 3, "disk is full"),
         (Interrupted("Stopped after step 3", "x", "burnish climb t.yaml"), 130, "Stopped after step 3"),
         (KeyboardInterrupt(), 130, "at once"),
+        (PermissionError(13, "Permission denied", "/root/x"), 2, "  where  /root/x"),
         (MemoryError(), 3, "Out of memory"),
         (ZeroDivisionError("division by zero"), 3, "This is a defect in Burnish: ZeroDivisionError: division by zero"),
     ],
