@@ -192,21 +192,15 @@ def _compared(item: Comparison) -> str:
 
 
 def _data(data: Mapping[str, Any]) -> list[str]:
-    """The card's plain values, then its files with their hashes; what is nested deeper stays in the report."""
-    flat = [
-        (key.replace("_", " "), plain.setting(value))
-        for key, value in data.items()
-        if value not in (None, "", (), [], {}) and key != "files" and _shallow(value)
-    ]
-    files = data.get("files") or []
-    rows = [(file.get("name", file.get("file", "")), file.get("rows", ""), file.get("sha256", ""))
-            for file in files if isinstance(file, Mapping)]  # fmt: skip
+    """Counts, split, lengths and classes of the data card, then its files with their hashes."""
+    flat: list[tuple[str, str]] = []
+    for key in ("reading", "rows", "splits", "letters", "label_counts", "fingerprint"):
+        value = data.get(key)
+        inner = value if isinstance(value, Mapping) else {"": value} if value else {}
+        flat += [(f"{key.replace('_', ' ')} {name}".strip(), plain.setting(told)) for name, told in inner.items()]
+    files = [file for file in data.get("files") or () if isinstance(file, Mapping)]
+    rows = [[file.get(key, "") for key in ("name", "rows", "sha256")] for file in files]
     return [_table(("data", ""), flat), _table(("file", "rows", "SHA-256"), rows)]
-
-
-def _shallow(value: Any) -> bool:
-    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
-    return len(list(inner)) <= 20 and not any(isinstance(item, (Mapping, list, tuple)) for item in inner)
 
 
 def _limits(report: Report, rung: RungResult) -> str:

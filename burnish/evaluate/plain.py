@@ -139,7 +139,11 @@ def setting(value: Any) -> str:
 
 
 def cell(value: Any) -> str:
-    """A value of a table: numbers as measured values (thousands marked from five digits on), the rest as settings."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}" if abs(value) >= 10_000 else str(value)
-    return number(value) if isinstance(value, float) else setting(value)
+    """A value of a table as it was set or counted; thousands are marked from five digits on.
+
+    >>> cell(3.0), cell(0.0003), cell(2904), cell(61010), cell([1, 2])
+    ('3', '0.0003', '2904', '61,010', '1, 2')
+    """
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return f"{value:,.6g}" if isinstance(value, float) else f"{value:,}" if abs(value) >= 10_000 else str(value)
+    return setting(value)

@@ -58,6 +58,7 @@ def html(report: Report, examples: Sequence[Example], predictions: Mapping[str, 
     tested = [(rung.rung, rung.scores[0]) for rung in ran if math.isfinite(rung.scores[0].value)]
     matrices = [confusion(rung.rung, examples, said[rung.rung]) for rung in ran if rung.rung in said]
     chosen = next((rung for rung in ran if rung.rung == shown), None)
+    known, more = _data(report.data)
     page: str = _template().render(
         report=report,
         goal=report.goal,
@@ -74,11 +75,12 @@ def html(report: Report, examples: Sequence[Example], predictions: Mapping[str, 
         scatters=_scatters(shown, examples, said),
         listings=listings(report, ran, shown, examples, said),
         samples=_samples(report),
-        data=_data(report.data),
+        data=known,
+        more=more,
         how=_how(report),
         usage=usage(report, chosen, facts_of(report, chosen)) if chosen else [],
     )
-    return page
+    return page.lstrip()
 
 
 @cache
@@ -98,8 +100,14 @@ def _template() -> Any:
     environment.globals["score_of"] = lambda rung, metric: next((x for x in rung.scores if x.metric == metric), None)
     environment.tests["table"] = lambda value: _is_list(value) and all(isinstance(item, Mapping) for item in value)
     environment.tests["list"] = _is_list
-    environment.globals["columns"] = lambda rows: list(dict.fromkeys(key for row in rows for key in row))
+    environment.tests["long"] = lambda text: len(text) > 40
+    environment.globals["columns"] = _columns
     return environment.get_template("report.html.jinja")
+
+
+def _columns(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Every key of some rows in the order they come, hashes last: they are wide and seldom read."""
+    return sorted(dict.fromkeys(key for row in rows for key in row), key=lambda key: "sha" in key)
 
 
 def _is_list(value: object) -> bool:
@@ -367,9 +375,33 @@ def _samples(report: Report) -> list[tuple[str, str, list[tuple[str, str]]]]:
 # --- data and method -----------------------------------------------------------------------------------------
 
 
-def _data(card: Mapping[str, Any]) -> dict[str, Any]:
-    """The data card without what says nothing."""
-    return {key: value for key, value in card.items() if value not in (None, "", (), [], {})}
+DATA = {
+    "rows": "rows",
+    "splits": "split",
+    "label_counts": "rows per class",
+    "letters": "letters per row",
+    "groups": "near duplicates, never parted by the split",
+    "files": "files",
+    "reading": "read as",
+    "warnings": "warnings",
+}
+
+
+def _data(card: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The data card in reading order, then the rest of it; without what says nothing."""
+    told = {key: value for key, value in card.items() if value not in (None, "", (), [], {})}
+    counts = told.get("label_counts")
+    if isinstance(counts, Mapping) and all(isinstance(inner, Mapping) for inner in counts.values()):
+        classes = dict.fromkeys(label for inner in counts.values() for label in inner)
+        told["label_counts"] = {
+            label: {split: inner.get(label, 0) for split, inner in counts.items()} for label in classes
+        }
+    known = {
+        title: told.pop(key)
+        for key, title in DATA.items()
+        if key in told and not (key == "label_counts" and len(told[key]) > WIDEST)
+    }
+    return known, told
 
 
 def _how(report: Report) -> list[str]:

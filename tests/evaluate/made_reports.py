@@ -87,25 +87,38 @@ def share(metric: str, value: float, n: int) -> Score:
 
 
 def card(labels: Mapping[str, int] | None = None, rows: int = 3000) -> dict[str, Any]:
-    """A data card of the usual kind."""
-    made: dict[str, Any] = {
-        "read": rows,
-        "kept": rows - 96,
-        "dropped": {"exact duplicate": 41, "near duplicate": 38, "empty text": 9, "label without text": 8},
-        "splits": {"train": round(rows * 0.68), "validation": round(rows * 0.09), "test": round(rows * 0.2)},
-        "lengths": {
-            split: {"shortest": 3, "median": 21.5, "p95": 61, "longest": 412}
-            for split in ("train", "validation", "test")
+    """A data card as `data.prepare` writes it."""
+    kept, splits = rows - 96, {"train": 0.7, "validation": 0.1, "test": 0.2}
+    return {
+        "fingerprint": "0b7d11aa93c2f05e",
+        "shape": "labelled",
+        "columns": {"text": "review", "label": "sentiment"},
+        "guessed": ["text"],
+        "reading": "labelled: text = review (guessed), label = sentiment",
+        "notes": [],
+        "labels": list(labels or ()),
+        "multi": False,
+        "files": [{"name": "reviews.csv", "use": "data", "sha256": "1f0c9e" * 10 + "abcd", "rows": rows, "kept": kept}],
+        "rows": {
+            "read": rows,
+            "kept": kept,
+            "dropped": {"exact duplicate": 41, "problem": 17, "also in your own test or validation": 38},
         },
-        "duplicates": {"exact": 41, "near": 38, "across splits": 0},
-        "files": [{"file": "reviews.csv", "rows": rows, "sha256": "1f0c9e" * 10 + "abcd"}],
+        "splits": {name: round(kept * part) for name, part in splits.items()},
+        "bytes": {"train": 214_003, "validation": 30_402, "test": 61_010},
+        "label_counts": {
+            name: {label: round(count * part) for label, count in (labels or {}).items()}
+            for name, part in splits.items()
+        },
+        "letters": {"min": 3.0, "median": 96.5, "p95": 251.0, "max": 1802.0},
+        "groups": {"count": 12, "rows": 31, "largest": 5},
+        "problems": 17,
+        "first_problems": ["reviews.csv:42 label: is empty, fill it in", "reviews.csv:97 text: is empty, fill it in"],
+        "warnings": [
+            "41 exact duplicates dropped, dropped.jsonl lists them",
+            "positive has 3 times the rows of negative",
+        ],
     }
-    if labels:
-        made["labels"] = {
-            split: {label: round(count * part) for label, count in labels.items()}
-            for split, part in (("train", 0.7), ("validation", 0.1), ("test", 0.2))
-        }
-    return made
 
 
 def climbed(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from made_reports import KINDS, classes, climbed, few, numbers, share, tales
 
 from burnish.evaluate import charts, plain
+from burnish.evaluate import report as report_module
 from burnish.evaluate.report import confusion, html, listings, right
 from burnish.records import Comparison, Example, Message, Prediction, Report, RungResult, Verdict, Where
 
@@ -119,10 +121,12 @@ def poisoned(text: str) -> tuple[Report, list[Example], dict[str, list[Predictio
     )  # fmt: skip
     nested = {
         text: text,
-        "read": text,
-        "dropped": {text: 3},
+        "rows": {"read": text, "dropped": {text: 3}},
         "splits": {text: {text: 3}},
-        "files": [{text: text, "sha256": text}],
+        "label_counts": {text: {text: 3}},
+        "files": [{text: text, "name": text, "sha256": text}],
+        "warnings": [text, text * 9],
+        "reading": text,
     }
     report = Report(
         text, {"task": "classify", "metric": text, "target": 0.4}, {"name": text, "license": text}, results,
@@ -278,6 +282,31 @@ def test_long_text_is_clipped_and_what_is_left_out_is_counted() -> None:
     assert len(page) < 300_000
 
 
+def test_every_text_colour_can_be_read_on_every_ground() -> None:
+    sheet = (Path(report_module.__file__).parent / "report.css").read_text()
+    schemes = [
+        dict(re.findall(r"--(\w+): (#\w+);", block)) for block in re.findall(r":root \{(.*?)\}", sheet, re.DOTALL)
+    ]
+    assert len(schemes) == 3  # light, dark, print
+    for scheme in schemes:
+        for ground in ("paper", "card"):
+            for ink in ("ink", "soft", "bronze", "slate", "good", "bad", "unsure"):
+                assert contrast(scheme[ink], scheme[ground]) >= 4.5, (ink, ground, scheme)
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG 2.2 contrast ratio of two hex colours."""
+
+    def light(colour: str) -> float:
+        digits = colour[1:] if len(colour) == 7 else "".join(digit * 2 for digit in colour[1:])
+        parts = [int(digits[at : at + 2], 16) / 255 for at in (0, 2, 4)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((light(one), light(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
 def test_a_page_of_many_rows_stays_small() -> None:
     assert len(html(*classes(n=3000))) < 150_000
 
@@ -318,3 +347,26 @@ def test_visible_is_writable_and_stable(text: str) -> None:
     once = plain.visible(text)
     once.encode()
     assert plain.visible(once) == once
+
+
+def test_the_data_card_is_told_in_reading_order_and_nothing_of_it_is_lost() -> None:
+    text = " ".join(Page(html(*classes())).text.split())
+    known = [
+        "rows read 3000",
+        "kept 2904",
+        "exact duplicate 41",
+        "split train 2033",
+        "rows per class train validation test",
+    ]
+    known += [
+        "negative 1050 150 300",
+        "letters per row",
+        "reviews.csv data",
+        "The rest of the data card",
+        "fingerprint",
+    ]
+    places = [text.find(words) for words in known]
+    assert -1 not in places, known[places.index(-1)]
+    assert places == sorted(places)
+    strange = replace(classes()[0], data={"label_counts": "?", "rows": [1, {"a": 2}], "what": {"x": {"y": {"z": 1}}}})
+    assert "z: 1" in " ".join(harmless(html(strange, [], {})).text.split())
