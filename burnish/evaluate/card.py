@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import yaml
 
+from burnish import kinds
 from burnish.evaluate import plain
 from burnish.records import Comparison, Report, RungResult, Score
 
@@ -26,51 +27,56 @@ PIPELINES = {
 }
 
 
+Library = Literal["peft", "transformers", "burnish"]
+
+
 @dataclass(frozen=True)
 class Facts:
     """What the card says about the artifact's files.
 
-    library: what loads them without Burnish; burnish for a prompt recipe, which has no weights of its own.
-    auto: the transformers class.  license: of the base ('' when unknown).  files: name -> SHA-256.
+    library: what loads them without Burnish; burnish for a prompt recipe or a probe.  auto: the transformers class.
+    outputs: classes (or 1 number) of a head; 0 for a language model.  license: of the base ('' when unknown).
+    files: name -> SHA-256.
     """
 
-    library: Literal["peft", "transformers", "burnish"] = "transformers"
+    library: Library = "transformers"
     auto: str = "AutoModelForCausalLM"
+    outputs: int = 0
     license: str = ""
     files: Mapping[str, str] = field(default_factory=dict)
 
 
 def facts_of(report: Report, rung: RungResult) -> Facts:
     """The facts that the records alone tell, for a page that does not open the artifact."""
-    library: Literal["peft", "transformers", "burnish"]
-    library = "burnish" if not rung.trained else "transformers" if rung.rung == "full" else "peft"
-    headed = rung.settings.get("method") in ("classify", "regress")
-    auto = "AutoModelForSequenceClassification" if headed else "AutoModelForCausalLM"
-    return Facts(library, auto, str(report.base.get("license", "")))
+    library: Library = "burnish"
+    if rung.rung in kinds.names("adapters"):
+        library = "transformers" if rung.rung == "full" else "peft"
+    heads = {"classify": len(report.data.get("labels") or ()), "regress": 1}
+    outputs = heads.get(str(rung.settings.get("method")), 0)
+    speaking = {"encoder": "AutoModelForMaskedLM", "encoder-decoder": "AutoModelForSeq2SeqLM"}
+    auto = speaking.get(str(report.base.get("kind")), "AutoModelForCausalLM")
+    license = str(report.base.get("license") or "")
+    return Facts(library, "AutoModelForSequenceClassification" if outputs else auto, outputs, license)
 
 
 def usage(report: Report, rung: RungResult, facts: Facts) -> list[tuple[str, str, str]]:
     """(title, language, code) of each way to run the artifact: Burnish's commands, Python, and without Burnish."""
-    folder = rung.artifact or f"{report.folder}/artifact"
+    folder = rung.artifact or f"{report.folder}/rungs/{rung.rung}/artifact"
     quoted, text = shlex.quote(folder), json.dumps(folder)
     ways = [
         ("In a terminal", "shell", f"burnish predict {quoted} rows.csv --out answers.jsonl\nburnish chat {quoted}"),
         ("In Python", "python", f'import burnish\n\nburnish.predict({text}, "rows.csv", out="answers.jsonl")'),
     ]
-    base = json.dumps(str(report.base.get("name", "")))
+    head = f"from transformers import {facts.auto}, AutoTokenizer\n\nfolder = {text}\n"
+    tokenizer = "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
     if facts.library == "transformers":
-        ways.append((
-            "Without Burnish: transformers", "python",
-            f"from transformers import {facts.auto}, AutoTokenizer\n\n"
-            f"tokenizer = AutoTokenizer.from_pretrained({text})\nmodel = {facts.auto}.from_pretrained({text})",
-        ))  # fmt: skip
+        load = f"model = {facts.auto}.from_pretrained(folder)"
+        ways.append(("Without Burnish: transformers", "python", head + tokenizer + load))
     if facts.library == "peft":
-        ways.append((
-            "Without Burnish: transformers and peft", "python",
-            f"from peft import PeftModel\nfrom transformers import {facts.auto}, AutoTokenizer\n\n"
-            f"tokenizer = AutoTokenizer.from_pretrained({text})\n"
-            f"base = {facts.auto}.from_pretrained({base})\nmodel = PeftModel.from_pretrained(base, {text})",
-        ))  # fmt: skip
+        many = f", num_labels={facts.outputs}" if facts.outputs else ""
+        base = f"base = PeftConfig.from_pretrained(folder).base_model_name_or_path\nmodel = {facts.auto}.from_pretrained(base{many})\n"
+        load = f"from peft import PeftConfig, PeftModel\n{head}{tokenizer}{base}model = PeftModel.from_pretrained(model, folder)"
+        ways.append(("Without Burnish: transformers and peft", "python", load))
     return ways
 
 
@@ -90,7 +96,7 @@ def card(report: Report, rung: RungResult, facts: Facts | None = None) -> str:
     parts = [
         f"---\n{yaml.safe_dump(front(report, rung, facts), sort_keys=False, allow_unicode=True, width=10**6)}---",
         f"# {safe(report.name)}",
-        _what(report, rung),
+        _what(report, rung, facts),
         "## Results",
         *_results(report, rung),
         "## Data",
@@ -146,14 +152,14 @@ def _held(value: Any) -> Any:
     return plain.visible(plain.line(value, 300)) if isinstance(value, str) else value
 
 
-def _what(report: Report, rung: RungResult) -> str:
+def _what(report: Report, rung: RungResult, facts: Facts) -> str:
     goal, base = report.goal, report.base
     aim = (
         f", aiming at {safe(goal.get('metric', ''))} {plain.number(goal['target'])}"
         if goal.get("target") is not None
         else ""
     )
-    kind = "A prompt recipe for" if not rung.trained else f"A {safe(rung.rung)} fine-tune of"
+    kind = "A recipe for" if facts.library == "burnish" else f"A {safe(rung.rung)} fine-tune of"
     return (
         f"{kind} {safe(base.get('name', 'the base model'))}, made to {safe(goal.get('task', 'answer'))}{aim}, "
         f"and measured on test rows that neither trained nor chose it.\n\n> {safe(report.verdict.sentence)}"
@@ -161,7 +167,10 @@ def _what(report: Report, rung: RungResult) -> str:
 
 
 def _results(report: Report, rung: RungResult) -> list[str]:
-    others = [item for item in report.rungs if item.scores and not item.skipped and (not item.trained or item is rung)]
+    tuned = kinds.names("adapters")
+    others = [
+        item for item in report.rungs if item.scores and not item.skipped and (item is rung or item.rung not in tuned)
+    ]
     metrics = list(dict.fromkeys(score.metric for item in others for score in item.scores))
     rows = [
         (f"{item.rung} (this one)" if item is rung else item.rung, *(_cell(item.scores, metric) for metric in metrics))

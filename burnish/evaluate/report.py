@@ -18,6 +18,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from burnish import kinds
 from burnish.evaluate import charts, plain, scores
 from burnish.evaluate.card import facts_of, usage
 from burnish.metrics import exact_match
@@ -244,10 +245,11 @@ class Listing:
 def listings(
     report: Report, ran: Sequence[RungResult], shown: str, examples: Sequence[Example], said: Said
 ) -> list[Listing]:
-    """What tuning fixed and broke (best trained rung against best prompt rung), and what is still wrong."""
+    """What tuning fixed and broke (best tuned rung against the best that is not), and what is still wrong."""
     told = [rung for rung in ran if rung.rung in said]
-    prompted = [rung for rung in told if not rung.trained and rung.rung != BASELINE]
-    trained = [rung for rung in told if rung.trained]
+    tuned = kinds.names("adapters")
+    prompted = [rung for rung in told if rung.rung not in tuned and rung.rung != BASELINE]
+    trained = [rung for rung in told if rung.rung in tuned]
     found = []
     if prompted and trained:
         found += _changed(report, best(prompted).rung, best(trained).rung, examples, said)

@@ -213,7 +213,7 @@ def classes(
                 trained=trained.get(name, 0),
                 settings=settings,
                 curve=curve(120, 0.2) if name in trained else (),
-                artifact=f"burnish_home/runs/reviews/{name}/artifact",
+                artifact=f"burnish_home/runs/reviews/rungs/{name}/artifact",
             )
         )
     rungs.insert(2, RungResult("rag", skipped="no documents were given (rag.documents)"))
@@ -301,7 +301,7 @@ def numbers(n: int = 300) -> Made:
             98_304,
             settings={"best_step": 60, "method": "regress"},
             curve=curve(90, 0.3, 1),
-            artifact="burnish_home/runs/ratings/lora/artifact",
+            artifact="burnish_home/runs/ratings/rungs/lora/artifact",
         ),
     ]
     verdict = Verdict(
@@ -359,7 +359,7 @@ def tales(n: int = 40) -> Made:
                 samples=samples,
                 curve=curve(400, 3.2, 2) if trains else (),
                 settings={"best_step": 210} if trains else {},
-                artifact=f"burnish_home/runs/tales/{name}/artifact",
+                artifact=f"burnish_home/runs/tales/rungs/{name}/artifact",
             )
         )
     verdict = Verdict(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -62,8 +65,8 @@ def test_each_library_has_its_own_way_in() -> None:
     full = card(report, rungs["full"])
     assert "PeftModel" not in full
     assert "AutoModelForSequenceClassification.from_pretrained" in full
-    assert "A prompt recipe for" in card(report, rungs["few-shot"])
-    facts = Facts("transformers", "AutoModelForCausalLM", "", {"model.safetensors": "ab" * 32})
+    assert "A recipe for" in card(report, rungs["few-shot"])
+    facts = Facts("transformers", files={"model.safetensors": "ab" * 32})
     given = card(report, rungs["lora"], facts)
     assert "license: unknown" in given
     assert "ab" * 32 in given
@@ -82,11 +85,11 @@ def test_commands_survive_a_strange_folder() -> None:
 @pytest.mark.parametrize("payload", [*PAYLOADS, "---\nlicense: mit\n---", "```\nx", "a | b\n| c |", "[x](http://y)"])
 def test_hostile_names_change_nothing(payload: str) -> None:
     report, _, _ = poisoned(payload)
-    text = card(report, report.rungs[1], Facts(files={payload: payload}))
+    text = card(report, report.rungs[1], Facts("peft", files={payload: payload}))
     text.encode()
     _, front, body = text.split("---\n", 2)
     data = yaml.safe_load(front)
-    assert data["library_name"] == "transformers"
+    assert data["library_name"] == "peft"
     assert data["base_model"] == plain.visible(plain.line(payload))
     outside = re.sub(r"^(`{3,})\w*\n.*?\n\1$", "", body, flags=re.MULTILINE | re.DOTALL)
     assert not re.search(r"(?<!\\)<", outside)
@@ -111,3 +114,30 @@ def test_few_rows_are_said_to_be_few() -> None:
 
 def test_safe_keeps_plain_words_readable() -> None:
     assert safe("f1-macro of run 3, 95 %") == "f1-macro of run 3, 95 %"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rung", ["lora", "full"])
+def test_the_loading_snippets_run(rung: str, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from tokenizers import Tokenizer, models
+    from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
+
+    size = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    model = LlamaForSequenceClassification(LlamaConfig(**size, num_labels=2))
+    model.save_pretrained(tmp_path / "base")
+    if rung == "lora":
+        model = get_peft_model(LlamaForSequenceClassification.from_pretrained(tmp_path / "base"), LoraConfig("SEQ_CLS"))
+    model.save_pretrained(tmp_path / "made")
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, "a"))).save_pretrained(
+        tmp_path / "made"
+    )
+    report, _, _ = classes()
+    result = next(item for item in report.rungs if item.rung == rung)
+    result = replace(result, artifact=str(tmp_path / "made"))
+    title, _, code = usage(report, result, facts_of(report, result))[-1]
+    assert title.startswith("Without Burnish")
+    found: dict[str, Any] = {}
+    exec(compile(code, title, "exec"), found)
+    assert found["model"].config.num_labels == 2
+    assert len(found["tokenizer"]) == 1

@@ -102,7 +102,7 @@ def poisoned(text: str) -> tuple[Report, list[Example], dict[str, list[Predictio
         Example("labelled", Where(text, index), text=f"{index} {text}", pair=text, label=f"{text}{index % 3}")
         for index in range(9)
     ]
-    rungs = ("zero-shot", f"lora {text}")
+    rungs = (f"few-shot {text}", "lora")
     said = {
         rung: [
             Prediction(row.id, text, label=f"{text}{(index * (place + 1)) % 3}", probabilities={text: 0.9},
@@ -194,7 +194,7 @@ def test_a_bare_report_is_still_a_page() -> None:
         assert words in text
 
 
-def test_fixed_and_broken_rows_are_those_of_the_best_trained_and_best_prompt_rung() -> None:
+def test_fixed_and_broken_rows_are_those_of_the_best_tuned_and_best_other_rung() -> None:
     report, examples, said = classes()
     fixed, broken, wrong = listings(
         report, [rung for rung in report.rungs if rung.scores], "lora", examples, by_id(said)
