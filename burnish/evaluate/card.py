@@ -67,16 +67,17 @@ def usage(report: Report, rung: RungResult, facts: Facts) -> list[tuple[str, str
         ("In a terminal", "shell", f"burnish predict {quoted} rows.csv --out answers.jsonl\nburnish chat {quoted}"),
         ("In Python", "python", f'import burnish\n\nburnish.predict({text}, "rows.csv", out="answers.jsonl")'),
     ]
-    head = f"from transformers import {facts.auto}, AutoTokenizer\n\nfolder = {text}\n"
-    tokenizer = "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
+    begin = f"from transformers import {facts.auto}, AutoTokenizer\n\nfolder = {text}\n"
+    begin += "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
     if facts.library == "transformers":
         load = f"model = {facts.auto}.from_pretrained(folder)"
-        ways.append(("Without Burnish: transformers", "python", head + tokenizer + load))
+        ways.append(("Without Burnish: transformers", "python", begin + load))
     if facts.library == "peft":
         many = f", num_labels={facts.outputs}" if facts.outputs else ""
-        base = f"base = PeftConfig.from_pretrained(folder).base_model_name_or_path\nmodel = {facts.auto}.from_pretrained(base{many})\n"
-        load = f"from peft import PeftConfig, PeftModel\n{head}{tokenizer}{base}model = PeftModel.from_pretrained(model, folder)"
-        ways.append(("Without Burnish: transformers and peft", "python", load))
+        load = "base = PeftConfig.from_pretrained(folder).base_model_name_or_path\n"
+        load += f"model = {facts.auto}.from_pretrained(base{many})\nmodel = PeftModel.from_pretrained(model, folder)"
+        begin = f"from peft import PeftConfig, PeftModel\n{begin}"
+        ways.append(("Without Burnish: transformers and peft", "python", begin + load))
     return ways
 
 
