@@ -7,7 +7,7 @@ nothing is a Problem, not a zero loss.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -210,22 +210,30 @@ class Encoding:
         return self.max_length + min(len(tokens.source), len(tokens.ids), self.max_length)
 
     def fit(self, example: Example) -> tuple[Message, ...]:
-        """The turns with the longest user or system text shortened at its end until the row fits."""
+        """The turns of a row, its longest question shortened at its end until question and answer fit."""
+
+        def over(turns: Sequence[Message]) -> int:
+            tokens = self._whole(turns)
+            return tokens.length - self._limit(tokens)
+
+        return self._shortened(example, over)
+
+    def fit_prompt(self, question: Example, limit: int) -> tuple[Message, ...]:
+        """The turns of a question, its longest text shortened at its end until the prompt has at most `limit` tokens."""
+        return self._shortened(question, lambda turns: len(self.prompt_ids(turns)) - limit)
+
+    def _shortened(self, example: Example, over: Callable[[Sequence[Message]], int]) -> tuple[Message, ...]:
         turns = list(example.messages)
         for _ in range(12):
-            tokens = self._whole(turns)
-            over = tokens.length - self._limit(tokens)
-            if over <= 0:
+            excess = over(turns)
+            if excess <= 0:
                 return tuple(turns)
-            longest = max(
-                (i for i, turn in enumerate(turns) if turn.role != "assistant"),
-                key=lambda i: len(turns[i].content),
-                default=None,
-            )
+            places = [i for i, turn in enumerate(turns) if turn.role != "assistant"]
+            longest = max(places, key=lambda i: len(turns[i].content), default=None)
             ids = self.tokenizer.encode_text(turns[longest].content) if longest is not None else []
-            if longest is None or len(ids) <= over:
+            if longest is None or len(ids) <= excess:
                 break
-            turns[longest] = replace(turns[longest], content=self.tokenizer.decode(ids[: len(ids) - over]))
+            turns[longest] = replace(turns[longest], content=self.tokenizer.decode(ids[: len(ids) - excess]))
         raise RowProblem(
             Problem(
                 f"The answer leaves no room for its prompt within {self.max_length} tokens",
