@@ -1,0 +1,222 @@
+"""Examples in, Predictions out, for any model and contract: the one place where an answer is read off a model.
+
+A head gives its class or number; a language model chooses among the labels by likelihood, writes a text, or says how
+likely the given text is.  Every rung is asked through here, so every rung is judged alike.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from burnish.artifact import Contract
+from burnish.generate import engine
+from burnish.generate.engine import Sampling
+from burnish.models.base import Model
+from burnish.records import Example, Message, Prediction
+from burnish.tokens import ask
+from burnish.tokens.encode import Encoding, RowProblem, Tokens
+from burnish.tokens.tokenizer import Tokenizer
+
+NUMBER = re.compile(r"[-+]?\d+(?:[.,]\d+)?(?:[eE][-+]?\d+)?")
+CHUNK = 512
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """A loaded model ready to answer.  most: longest generated answer in tokens.  budget: tokens run at once."""
+
+    model: Model
+    tokenizer: Tokenizer
+    contract: Contract
+    most: int = 128
+    budget: int = 16384
+    sampling: Sampling = Sampling()
+
+    @property
+    def encoding(self) -> Encoding:
+        """The token contract for answering: a document's end is not scored, and prompts may be shortened."""
+        told = self.contract.encoding(self.tokenizer, self.model.base.kind, end=False)
+        return replace(told, too_long="split" if told.target == "document" else "cut-prompt")
+
+    @property
+    def pad(self) -> int:
+        return self.tokenizer.id("pad") or 0
+
+    @property
+    def stops(self) -> tuple[int, ...]:
+        """Ids that end an answer: the model's own, and the template's end of turn."""
+        probe = (Message("user", "a"), Message("assistant", "b"))
+        tokens = replace(self.encoding, target="answers")._whole(probe).ids
+        last = int(tokens[-1]) if len(tokens) and self.contract.template_text else -1
+        own = set(self.tokenizer.eos_ids)
+        return tuple(own | ({last} if last in self.tokenizer.special_ids else set()))
+
+    def answer(self, rows: Sequence[Example]) -> Iterator[Prediction]:
+        """One Prediction for each row, in order; rows with messages may carry demonstrations already."""
+        for start in range(0, len(rows), CHUNK):
+            chunk = rows[start : start + CHUNK]
+            clock = time.monotonic()
+            told = self._chunk(chunk)
+            each = (time.monotonic() - clock) / len(chunk)
+            yield from (replace(prediction, seconds=round(each, 6)) for prediction in told)
+
+    def _chunk(self, rows: Sequence[Example]) -> list[Prediction]:
+        if self.contract.target == "label":
+            return self._head(rows)
+        if self.contract.target == "document":
+            return self.documents(rows)
+        if self.contract.goal == "classify" and self.contract.labels and not self.contract.multi:
+            return self._choose(rows)
+        return self._write(rows)
+
+    def _head(self, rows: Sequence[Example]) -> list[Prediction]:
+        encoding = replace(self.encoding, labels={}, multi=False)
+        told: list[Prediction] = []
+        readable: list[tuple[int, Tokens]] = []
+        for place, row in enumerate(rows):
+            told.append(Prediction(row.id, str(row.where)))
+            try:
+                readable.append((place, encoding.encode(replace(row, label=None))[0][0]))
+            except RowProblem as problem:
+                told[place] = replace(told[place], problem=problem.what)
+        if not readable:
+            return told
+        logits = engine.head(self.model, [tokens for _, tokens in readable], self.budget, self.pad).astype(np.float64)
+        for (place, _), row_logits in zip(readable, logits, strict=True):
+            told[place] = self._read_head(told[place], row_logits)
+        return told
+
+    def _read_head(self, blank: Prediction, logits: np.ndarray) -> Prediction:
+        labels = self.contract.labels
+        if self.contract.head == "number":
+            return replace(blank, number=float(logits[0]) * self.contract.deviation + self.contract.mean)
+        if self.contract.head == "multi":
+            shares = 1 / (1 + np.exp(-logits))
+            chosen = tuple(name for name, share in zip(labels, shares, strict=True) if share > 0.5)
+            return replace(blank, label=chosen, probabilities=dict(zip(labels, shares.tolist(), strict=True)))
+        return _chosen(blank, labels, logits)
+
+    def documents(self, rows: Sequence[Example], prefix: Sequence[int] = ()) -> list[Prediction]:
+        """How likely each text is, given `prefix` ids that are read before every window and not scored."""
+        encoding = replace(self.encoding, max_length=self.encoding.max_length - len(prefix), target="document")
+        before = np.asarray(prefix, np.int32)
+        told = [Prediction(row.id, str(row.where)) for row in rows]
+        places: list[int] = []
+        tokens: list[Tokens] = []
+        for place, row in enumerate(rows):
+            try:
+                pieces = encoding.encode(row)[0]
+            except RowProblem as problem:
+                told[place] = replace(told[place], problem=problem.what)
+                continue
+            for piece in pieces:
+                ids = np.concatenate([before, piece.ids])
+                weights = np.concatenate([np.zeros(len(before), np.float32), piece.weights])
+                tokens.append(replace(piece, ids=ids, weights=weights))
+                places.append(place)
+        sums = {place: (0.0, 0) for place in places}
+        for place, (nll, count) in zip(places, engine.likelihood(self.model, tokens, self.budget, self.pad), strict=True):
+            sums[place] = (sums[place][0] + nll, sums[place][1] + count)
+        for place, (nll, count) in sums.items():
+            size = len((rows[place].text or rows[place].surface).encode())
+            told[place] = replace(told[place], nll=nll, tokens=count, bytes=size)
+        return told
+
+    def prompt_ids(self, row: Example, room: int = 0) -> list[int]:
+        """ids that ask a row; a question too long for the context is shortened inside its longest text."""
+        question = ask.as_messages(row, self.contract.instruction, with_answer=False)
+        ids = self.encoding.prompt_ids(question.messages)
+        limit = self.encoding.max_length - max(room, 1)
+        if len(ids) > limit:
+            ids = self.encoding.prompt_ids(self.encoding.fit_prompt(question, limit))
+        return ids
+
+    def _prompts(self, rows: Sequence[Example], room: int) -> tuple[list[Prediction], list[tuple[int, list[int]]]]:
+        """A blank Prediction for each row, and the place and ids of each prompt that leaves `room` tokens."""
+        told, prompts = [], []
+        for place, row in enumerate(rows):
+            told.append(Prediction(row.id, str(row.where)))
+            try:
+                prompts.append((place, self.prompt_ids(row, room)))
+            except RowProblem as problem:
+                told[place] = replace(told[place], problem=problem.what)
+        return told, prompts
+
+    def label_ids(self) -> list[list[int]]:
+        """ids of each label as an answer, its end of turn included."""
+        turns = (Message("user", "a"),)
+        prompt = self.encoding.prompt_ids(turns)
+        return [
+            self.encoding.answer_ids((*turns, Message("assistant", ask.label_text(label))), prompt)
+            for label in self.contract.labels
+        ]
+
+    def _choose(self, rows: Sequence[Example]) -> list[Prediction]:
+        answers = self.label_ids()
+        told, prompts = self._prompts(rows, room=max(map(len, answers)))
+        if not prompts:
+            return told
+        scores = engine.choices(self.model, [ids for _, ids in prompts], answers, self.budget, self.pad)
+        for (place, _), row_scores in zip(prompts, scores, strict=True):
+            told[place] = _chosen(told[place], self.contract.labels, row_scores)
+        return told
+
+    def _write(self, rows: Sequence[Example]) -> list[Prediction]:
+        room = min(self.most, self.encoding.max_length // 2) if self.model.base.kind == "decoder" else 0
+        told, prompts = self._prompts(rows, room)
+        made = engine.generate(
+            self.model, [ids for _, ids in prompts], self.stops, self.most, self.budget, self.sampling, self.pad
+        )
+        for (place, _), written in zip(prompts, made, strict=True):
+            text = self.tokenizer.decode(written.ids).strip()
+            told[place] = self._read_text(replace(told[place], text=text, finished=written.finished))
+        return self._with_likelihood(rows, told)
+
+    def _with_likelihood(self, rows: Sequence[Example], told: list[Prediction]) -> list[Prediction]:
+        """Add how likely the right answer was, where there is one that fits."""
+        tokens: list[tuple[int, Tokens]] = []
+        encoding = replace(self.encoding, target="answers")
+        for place, row in enumerate(rows):
+            spoken = ask.as_messages(row, self.contract.instruction)
+            if not told[place].problem and spoken.answer:
+                turns = (*(replace(turn, weight=0.0) for turn in spoken.messages[:-1]), spoken.messages[-1])
+                try:
+                    tokens.append((place, encoding.encode(replace(spoken, messages=turns))[0][0]))
+                except RowProblem:
+                    continue
+        scores = engine.likelihood(self.model, [item for _, item in tokens], self.budget, self.pad)
+        for (place, _), (nll, count) in zip(tokens, scores, strict=True):
+            answer = ask.as_messages(rows[place], self.contract.instruction).answer
+            told[place] = replace(told[place], nll=nll, tokens=count, bytes=len(answer.encode()))
+        return told
+
+    def _read_text(self, prediction: Prediction) -> Prediction:
+        """A written answer as a number or as several labels, where the goal wants one."""
+        text = prediction.text or ""
+        if self.contract.goal == "regress":
+            found = NUMBER.search(text)
+            value = float(found.group().replace(",", ".")) if found else math.nan
+            if not math.isfinite(value):
+                return replace(prediction, problem="no number in the answer")
+            return replace(prediction, number=value)
+        if self.contract.goal == "classify" and self.contract.multi:
+            said = {part.strip().casefold() for part in text.split(ask.SEPARATOR.strip())}
+            return replace(prediction, label=tuple(name for name in self.contract.labels if name.casefold() in said))
+        return prediction
+
+
+def _chosen(blank: Prediction, labels: Sequence[str], scores: np.ndarray) -> Prediction:
+    """The likeliest label and every label's share (softmax of log-probabilities)."""
+    shares = np.exp(scores - scores.max())
+    shares /= shares.sum()
+    return replace(
+        blank,
+        label=labels[int(np.argmax(scores))],
+        probabilities={name: round(float(share), 6) for name, share in zip(labels, shares, strict=True)},
+    )
