@@ -29,10 +29,10 @@ class Axis:
     log: bool = False
 
     def at(self, value: float, left: float = LEFT, right: float = RIGHT) -> float:
-        """The place of a value in percent, held inside the picture."""
+        """The place of a value in percent, held inside the picture; what is not a number stands at the left."""
         low, high, value = (self._scaled(item) for item in (self.low, self.high, value))
         share = (value - low) / (high - low)
-        return round(left + (right - left) * min(max(share, 0.0), 1.0), 3)
+        return round(left + (right - left) * min(max(0.0, share), 1.0), 3)
 
     def _scaled(self, value: float) -> float:
         return math.log10(max(value, 1e-12)) if self.log else value

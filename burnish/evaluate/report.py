@@ -274,7 +274,8 @@ def _changed(report: Report, a: str, b: str, examples: Sequence[Example], said: 
             ((gain * sign, row) for gain, row in gains if gain and gain * sign > 0), key=lambda pair: -pair[0]
         )
         shown = tuple(_row(row, (a, b), said) for _, row in rows[:SHOWN])
-        told = f"{b} {verb} {a}: {len(rows):,} of {len(both):,} rows."
+        how = ", word for word" if all(row.label is None for row in both) else ""
+        told = f"{b} {verb} {a}{how}: {len(rows):,} of {len(both):,} rows."
         made.append(Listing("fixed" if sign > 0 else "broken", title, told, (a, b), shown, len(rows)))
     return made
 
@@ -299,7 +300,8 @@ def _wrong(report: Report, rung: str, examples: Sequence[Example], said: Said) -
             return []
         rows = sorted((row for fine, row in judged if fine is False), key=lambda row: -_sure(said[rung][row.id]))
         title = "Rows still wrong"
-        words = f"{rung} is wrong on {len(rows):,} of {len(told):,} rows; the surest answers come first."
+        words = f"{rung} is wrong on {len(rows):,} of {len(told):,} rows"
+            words += "; the surest answers come first." if any(said[rung][row.id].probabilities for row in rows) else "."
     shown = tuple(_row(row, (rung,), said) for row in rows[:SHOWN])
     return [Listing("wrong", title, words, (rung,), shown, len(rows))]
 

@@ -107,6 +107,12 @@ def test_hostile_names_change_nothing(payload: str) -> None:
     ]
 
 
+def test_a_rung_that_was_never_scored_has_a_card() -> None:
+    report, _, _ = classes()
+    text = card(replace(report, rungs=(), comparisons=(), data={}, environment={}, base={}), RungResult("lora"))
+    assert ModelCard(text).data.library_name == "peft"
+
+
 def test_few_rows_are_said_to_be_few() -> None:
     report, _, _ = few()
     assert "Measured on 12 test rows" in card(report, chosen(report))

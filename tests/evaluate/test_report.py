@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -16,7 +17,7 @@ from made_reports import KINDS, classes, climbed, few, numbers, share, tales
 from burnish.evaluate import charts, plain
 from burnish.evaluate import report as report_module
 from burnish.evaluate.report import confusion, html, listings, right
-from burnish.records import Comparison, Example, Message, Prediction, Report, RungResult, Verdict, Where
+from burnish.records import Comparison, Example, Message, Prediction, Report, RungResult, Score, Verdict, Where
 
 CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 TAGS = {
@@ -319,6 +320,14 @@ def test_an_axis_holds_its_values_and_has_ticks(values: list[float]) -> None:
     assert scale.high >= max(values)
     assert charts.LEFT <= scale.at(min(values)) <= scale.at(max(values)) <= charts.RIGHT
     assert 2 <= len(scale.ticks()) <= 12
+
+
+def test_a_score_without_bounds_is_still_drawn() -> None:
+    rungs = [
+        ("a", Score("perplexity", 9.0, math.nan, math.inf, 3, "bootstrap", higher=False)),
+        ("b", share("x", 0.5, 3)),
+    ]
+    assert "nan%" not in charts.ladder(rungs, None, "a", {})
 
 
 def test_a_wide_span_of_a_loss_is_drawn_on_a_log_axis() -> None:
