@@ -301,7 +301,8 @@ def _wrong(report: Report, rung: str, examples: Sequence[Example], said: Said) -
         rows = sorted((row for fine, row in judged if fine is False), key=lambda row: -_sure(said[rung][row.id]))
         title = "Rows still wrong"
         words = f"{rung} is wrong on {len(rows):,} of {len(told):,} rows"
-            words += "; the surest answers come first." if any(said[rung][row.id].probabilities for row in rows) else "."
+        sure = any(said[rung][row.id].probabilities for row in rows)
+        words += "; the surest answers come first." if sure else "."
     shown = tuple(_row(row, (rung,), said) for row in rows[:SHOWN])
     return [Listing("wrong", title, words, (rung,), shown, len(rows))]
 
