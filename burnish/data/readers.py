@@ -305,7 +305,7 @@ def _parse(text: str, start: int = 0) -> tuple[Any, int]:
 def _depth(value: object) -> int:
     """How many lists and objects are inside each other; stops counting past the limit."""
     level, depth = [value], 0
-    while level and depth <= DEPTH:
+    while level and depth <= DEPTH + 1:
         level = [inner for item in level for inner in _inner(item)]
         depth += 1
     return depth - 1

@@ -7,7 +7,7 @@ In: values by column.  Out: text a model can read, or a ShapeProblem that names 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,6 +141,11 @@ def number(value: object) -> float | None:
 def counted(number: int, noun: str) -> str:
     """`1 row`, `2,000 rows`."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def mostly(found: Sequence[Any], test: Callable[[Any], bool]) -> bool:
+    """Whether nine of ten cells pass (and there are some): a few bad ones are for the line reports."""
+    return bool(found) and sum(map(test, found)) >= 0.9 * len(found)
 
 
 def cells(rows: Iterable[Values], column: str) -> list[Any]:

@@ -18,6 +18,7 @@ from burnish.data.rows import (
     cells,
     fold,
     kind,
+    mostly,
     number,
     one,
     pick,
@@ -73,8 +74,7 @@ def guess(columns: Sequence[str], rows: Sequence[Values]) -> dict[str, str | lis
 
 
 def _flag(rows: Sequence[Values], column: str) -> bool:
-    found = cells(rows, column)
-    return bool(found) and all(isinstance(value, (str, int, float)) and _bit(value) is not None for value in found)
+    return mostly(cells(rows, column), lambda value: _bit(value) is not None)
 
 
 def _bit(value: object) -> bool | None:
@@ -102,9 +102,8 @@ def _class_like(rows: Sequence[Values], column: str) -> bool:
 
 def _numeric(found: Sequence[Any]) -> bool:
     """Whether cells look measured, not counted: all numbers, some not whole, many different."""
-    numbers = [number(value) for value in found]
-    real = [value for value in numbers if value is not None]
-    if not real or len(real) < len(numbers) or all(value.is_integer() for value in real):
+    real = [value for value in map(number, found) if value is not None]
+    if len(real) < 0.9 * len(found) or all(value.is_integer() for value in real):
         return False
     return len(set(real)) >= min(10, max(2, len(real) / 2))
 

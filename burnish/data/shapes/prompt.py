@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from burnish.data.rows import Columns, ShapeProblem, Values, absent, cells, kind, one, optional, pick, plain, text_of
+from burnish.data.rows import (
+    Columns,
+    ShapeProblem,
+    Values,
+    absent,
+    cells,
+    kind,
+    mostly,
+    one,
+    optional,
+    pick,
+    plain,
+    text_of,
+)
 from burnish.data.shapes._turns import learnable, turns
 from burnish.records import Example, Message, Where
 
@@ -30,17 +43,21 @@ def guess(columns: Sequence[str], rows: Sequence[Values]) -> dict[str, str | lis
     rest: dict[str, str | list[str]] = {"system": system} if system else {}
     for prompts, completions in PAIRS:
         prompt, completion = pick(columns, prompts), pick(columns, completions)
-        if prompt and completion and all(isinstance(value, (str, list)) for value in cells(rows, completion)):
+        if prompt and completion and _worded(cells(rows, completion)):
             return {"prompt": prompt, "completion": completion, **rest}
     if len(columns) == 2 and not pick(columns, OTHERS) and all(_varied(rows, column) for column in columns):
         return {"prompt": columns[0], "completion": columns[1]}
     return None
 
 
+def _worded(found: list[Any]) -> bool:
+    return mostly(found, lambda value: isinstance(value, (str, list)))
+
+
 def _varied(rows: Sequence[Values], column: str) -> bool:
     found = cells(rows, column)
     words = [value for value in found if isinstance(value, str) and any(letter.isalpha() for letter in value)]
-    return len(words) == len(found) > 1 and len(set(words)) > len(words) / 2
+    return len(words) >= max(2, 0.9 * len(found)) and len(set(words)) > len(words) / 2
 
 
 def to_example(values: Values, columns: Columns, where: Where) -> Example:
