@@ -54,6 +54,16 @@ class LoraLinear(nn.Module):
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.enabled = True
 
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weight: some models look at it (T5 at its dtype)."""
+        return self.base_layer.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The frozen bias."""
+        return self.base_layer.bias
+
     def forward(self, inputs: Tensor) -> Tensor:
         out = self.base_layer(inputs)
         if not self.enabled:
@@ -92,14 +102,18 @@ def _linear(model: Model) -> list[str]:
     return [
         name
         for name, item in model.hf.named_modules()
-        if (isinstance(item, nn.Linear) or type(item).__name__ == "Conv1D") and id(item) not in ends and name not in fresh
+        if (isinstance(item, nn.Linear) or type(item).__name__ == "Conv1D")
+        and id(item) not in ends
+        and name not in fresh
     ]
 
 
 def _chosen(model: Model, targets: list[str]) -> list[str]:
     known = _linear(model)
     if not targets:
-        tied = {id(value) for item in model.hf.modules() if isinstance(item, nn.Embedding) for value in item.parameters()}
+        tied = {
+            id(value) for item in model.hf.modules() if isinstance(item, nn.Embedding) for value in item.parameters()
+        }
         return [name for name in known if id(model.hf.get_submodule(name).weight) not in tied]
     names = [name for name in known if any(name == target or name.endswith(f".{target}") for target in targets)]
     if not names:
@@ -181,7 +195,11 @@ def _heads(model: Model) -> list[str]:
         owner = name.rpartition(".")[0]
         while owner:
             parent = owner.rpartition(".")[0]
-            inside = {f"{parent}.{item}" for item, _ in model.hf.get_submodule(parent).named_parameters()} if parent else {""}
+            inside = (
+                {f"{parent}.{item}" for item, _ in model.hf.get_submodule(parent).named_parameters()}
+                if parent
+                else {""}
+            )
             if not inside <= model.fresh:
                 break
             owner = parent
