@@ -8,11 +8,9 @@ The verbs are those of the command line; each loads what it needs on first use.
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import Any
-
-from burnish import evaluate, train
-
-del evaluate, train  # folders with a verb's name: loading one later would put the folder in the verb's place
 
 __version__ = "0.1.0"
 
@@ -27,3 +25,14 @@ def __getattr__(name: str) -> Any:
 
         return getattr(workflow, name)
     raise AttributeError(f"module 'burnish' has no attribute {name!r}")
+
+
+class _Package(ModuleType):
+    """Keeps a verb's name the verb's: loading the folder burnish/train/ would put the folder in its place."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in VERBS:
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
