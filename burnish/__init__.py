@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import sys
 from types import ModuleType
+import sys
+from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
@@ -17,6 +19,17 @@ __version__ = "0.1.0"
 VERBS = ("init", "check", "climb", "train", "evaluate", "predict", "chat", "runs", "demo")
 
 __all__ = ["VERBS", "__version__", *VERBS]
+
+
+class _Package(ModuleType):
+    """`burnish.train(...)` is the verb although burnish/train/ is a folder: imports bind no folder over a verb."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in VERBS and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

@@ -114,7 +114,8 @@ def settings(folder: str, name: str) -> tuple[Setting, ...]:
 
 
 def _setting(node: ast.AnnAssign) -> Setting:
-    assert isinstance(node.target, ast.Name) and isinstance(node.value, ast.Call), ast.dump(node)
+    assert isinstance(node.target, ast.Name), ast.dump(node)
+    assert isinstance(node.value, ast.Call), ast.dump(node)
     arguments = [ast.literal_eval(item) for item in node.value.args]
     keywords = {item.arg or "": ast.literal_eval(item.value) for item in node.value.keywords}
     return Setting(node.target.id, ast.unparse(node.annotation), *arguments, **keywords)

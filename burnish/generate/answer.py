@@ -89,18 +89,8 @@ class Answerer:
             return told
         logits = engine.head(self.model, [tokens for _, tokens in readable], self.budget, self.pad).astype(np.float64)
         for (place, _), row_logits in zip(readable, logits, strict=True):
-            told[place] = self._read_head(told[place], row_logits)
+            told[place] = read_head(self.contract, told[place], row_logits)
         return told
-
-    def _read_head(self, blank: Prediction, logits: np.ndarray) -> Prediction:
-        labels = self.contract.labels
-        if self.contract.head == "number":
-            return replace(blank, number=float(logits[0]) * self.contract.deviation + self.contract.mean)
-        if self.contract.head == "multi":
-            shares = 1 / (1 + np.exp(-logits))
-            chosen = tuple(name for name, share in zip(labels, shares, strict=True) if share > 0.5)
-            return replace(blank, label=chosen, probabilities=dict(zip(labels, shares.tolist(), strict=True)))
-        return _chosen(blank, labels, logits)
 
     def documents(self, rows: Sequence[Example], prefix: Sequence[int] = ()) -> list[Prediction]:
         """How likely each text is, given `prefix` ids that are read before every window and not scored."""
@@ -120,8 +110,10 @@ class Answerer:
                 weights = np.concatenate([np.zeros(len(before), np.float32), piece.weights])
                 tokens.append(replace(piece, ids=ids, weights=weights))
                 places.append(place)
-        sums = {place: (0.0, 0) for place in places}
-        for place, (nll, count) in zip(places, engine.likelihood(self.model, tokens, self.budget, self.pad), strict=True):
+        sums = dict.fromkeys(places, (0.0, 0))
+        for place, (nll, count) in zip(
+            places, engine.likelihood(self.model, tokens, self.budget, self.pad), strict=True
+        ):
             sums[place] = (sums[place][0] + nll, sums[place][1] + count)
         for place, (nll, count) in sums.items():
             size = len((rows[place].text or rows[place].surface).encode())
@@ -209,6 +201,18 @@ class Answerer:
             said = {part.strip().casefold() for part in text.split(ask.SEPARATOR.strip())}
             return replace(prediction, label=tuple(name for name in self.contract.labels if name.casefold() in said))
         return prediction
+
+
+def read_head(contract: Contract, blank: Prediction, logits: np.ndarray) -> Prediction:
+    """A head's (C,) logits as a class, several classes, or a number in the user's unit."""
+    labels = contract.labels
+    if contract.head == "number":
+        return replace(blank, number=float(logits[0]) * contract.deviation + contract.mean)
+    if contract.head == "multi":
+        shares = 1 / (1 + np.exp(-logits))
+        chosen = tuple(name for name, share in zip(labels, shares, strict=True) if share > 0.5)
+        return replace(blank, label=chosen, probabilities=dict(zip(labels, shares.tolist(), strict=True)))
+    return _chosen(blank, labels, logits)
 
 
 def _chosen(blank: Prediction, labels: Sequence[str], scores: np.ndarray) -> Prediction:

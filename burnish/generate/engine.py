@@ -44,7 +44,8 @@ def likelihood(model: Model, rows: Sequence[Tokens], budget: int, pad: int = 0) 
     for group in by_budget(rows, budget):
         batch = collate([rows[i] for i in group], pad).to(model.device)
         out = model(batch)
-        assert out.targets is not None and out.row is not None
+        assert out.targets is not None
+        assert out.row is not None
         nll = torch.nn.functional.cross_entropy(out.logits, out.targets, reduction="none").double()
         sums = torch.zeros(len(group), dtype=torch.float64, device=nll.device).index_add_(0, out.row, nll)
         counts = torch.bincount(out.row, minlength=len(group))
@@ -169,7 +170,13 @@ def stream(model: Model, prompt: Sequence[int], stops: Sequence[int], most: int,
 
 
 def _decode(
-    model: Model, rows: Sequence[Tokens], most: int, sampling: Sampling, pad: int, stops: Sequence[int], seeds: Sequence[int]
+    model: Model,
+    rows: Sequence[Tokens],
+    most: int,
+    sampling: Sampling,
+    pad: int,
+    stops: Sequence[int],
+    seeds: Sequence[int],
 ) -> Iterator[list[int]]:
     """One id for every row at each step.  Each row draws from its own generator, so batch-mates change nothing."""
     draws = [torch.Generator().manual_seed(sampling.seed * 1_000_003 + i) for i in seeds]

@@ -1,6 +1,5 @@
-"""The ladder: which rungs there are for a task, each made once, all judged on the same locked test set.
+"""One task made ready: base inspected, data split, method chosen, and the contracts by which rows are asked.
 
-In: a Task.  Out: a run folder (burnish_home/runs/NAME) with the data, one folder for each rung, and a Report.
 The run's name holds a hash of everything that decides its weights, so the same task comes back to the same run and
 goes on where it stopped, and another task never gets its results.
 """
@@ -11,8 +10,6 @@ import hashlib
 import json
 import os
 import platform
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,29 +18,27 @@ import numpy as np
 import psutil
 import torch
 
-from burnish import __version__, artifact as artifacts
-from burnish import kinds, store
+from burnish import __version__, kinds, store
 from burnish import task as tasks
-from burnish.artifact import Artifact, Contract
+from burnish.artifact import Contract
 from burnish.data import prepare as data
 from burnish.data.prepare import Prepared
-from burnish.errors import BurnishError, Interrupted, TaskError, TrainError
+from burnish.errors import TaskError
 from burnish.evaluate import scores
 from burnish.models import base as models
 from burnish.models.base import Base
-from burnish.records import Event, Example, Prediction, RungResult
+from burnish.records import Example
 from burnish.store import slug
 from burnish.task import Task
 from burnish.tokens import ask
 from burnish.tokens.template import Template
 from burnish.tokens.tokenizer import Tokenizer
-from burnish.train.tune import Job, tune
 
-Say = Callable[[str, Event], None]
-
-PROMPTED = {"decoder": ("zero-shot", "few-shot"), "encoder-decoder": ("zero-shot",), "encoder": ()}
-FROZEN = ("nearest-neighbour", "linear-probe")
-TRAINED = ("lora", "full")
+LADDER = {
+    "decoder": ("baseline", "zero-shot", "few-shot", "lora", "full"),
+    "encoder": ("baseline", "nearest-neighbour", "linear-probe", "lora", "full"),
+    "encoder-decoder": ("baseline", "zero-shot", "lora", "full"),
+}
 
 
 @dataclass(frozen=True)
@@ -73,6 +68,21 @@ class Ladder:
         return self.folder / "rungs" / rung
 
 
+def rungs_of(task: Task, base: Base) -> tuple[str, ...]:
+    """The rungs to try, cheapest first: the task's own, else those that suit the base."""
+    wanted = task.rungs or LADDER[base.kind]
+    return tuple(sorted(wanted, key=cost))
+
+
+def cost(rung: str) -> int:
+    """Where a rung stands on the ladder; smaller is cheaper."""
+    return int(kinds.load(folder_of(rung), rung).COST)
+
+
+def folder_of(rung: str) -> str:
+    return "adapters" if rung in kinds.names("adapters") else "prompting"
+
+
 def ready(task: Task) -> Ladder:
     """Inspect the base, read and split the data, choose the method; writes the run's task.yaml and environment.json."""
     base = models.inspect(task.base.name, task.folder, task.base.weights == "random")
@@ -87,7 +97,12 @@ def ready(task: Task) -> Ladder:
         settings = {item.name: item.default for item in kinds.settings("methods", method)}
     task = replace(task, method={"kind": method, **settings})
     told = [base.fingerprint, prepared.card["fingerprint"], task.goal.task, dict(task.method)]
-    told += [task.to_json()["train"], {k: dict(v) for k, v in task.rung_settings.items()}, trained.__dict__, asked.__dict__]
+    told += [
+        task.to_json()["train"],
+        {k: dict(v) for k, v in task.rung_settings.items()},
+        trained.__dict__,
+        asked.__dict__,
+    ]
     key = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:8]
     folder = store.run_folder(f"{slug(task.name)}-{key}")
     store.write_text(folder / "task.yaml", tasks.write(_anchored(task), "Every key of this run, as resolved."))
@@ -155,7 +170,11 @@ def choose_method(task: Task, base: Base, prepared: Prepared) -> str:
             f"method {chosen} needs labelled rows, and these are {shape}", task.where("method.kind"), "use sft"
         )
     if module.TARGET == "answers" and shape == "document":
-        raise TaskError("method sft needs rows with answers, and these are documents", task.where("method.kind"), "use selfsupervised")
+        raise TaskError(
+            "method sft needs rows with answers, and these are documents",
+            task.where("method.kind"),
+            "use selfsupervised",
+        )
     if goal == "regress" and chosen == "classify":
         raise TaskError("a number is not learned as a class", task.where("method.kind"), "use regress")
     return chosen
@@ -201,87 +220,3 @@ def _contracts(
         spread = float(np.std(numbers)) if numbers else 1.0
         trained = replace(trained, mean=float(np.mean(numbers)) if numbers else 0.0, deviation=spread or 1.0)
     return asked, trained
-
-
-def make_trained(ladder: Ladder, rung: str, again: bool, say: Say) -> RungResult:
-    """Train one rung, or take the finished one of an earlier sitting."""
-    folder = ladder.rung_folder(rung)
-    if again:
-        _forget(folder)
-    with store.locked(folder):
-        made = _finished(folder)
-        if made is not None:
-            say(rung, Event("phase", 0, 0.0, {"text": f"{rung}: already made"}))
-            return made
-        identity = {"run": ladder.folder.name, "rung": rung, "burnish": 1}
-        settings = {key: value for key, value in ladder.task.method.items() if key != "kind"}
-        job = Job(
-            ladder.task, rung, ladder.base, ladder.trained, ladder.method, settings, ladder.prepared.folder, folder, identity
-        )
-        started: Mapping[str, Any] = {}
-        try:
-            for event in tune(job):
-                say(rung, event)
-                if event.kind == "started":
-                    started = event.numbers
-                if event.kind == "stopped":
-                    raise Interrupted(
-                        f"Stopped after step {event.step}; saved", str(folder), "give the same command again to go on"
-                    )
-        except MemoryError:
-            raise TrainError("Out of memory", rung, "lower train.micro_tokens; the last checkpoint is intact") from None
-        facts = artifacts.load(folder / "artifact").facts
-        result = RungResult(
-            rung,
-            seconds=facts["seconds"],
-            trained=facts["trained"],
-            artifact=str(folder / "artifact"),
-            settings={key: facts[key] for key in ("method", "learning_rate", "steps", "best_step", "stopped")}
-            | {"tokens": started.get("tokens", {}).get("tokens_trained", 0)},
-            curve=tuple(_curve(folder / "events.jsonl")),
-        )
-        store.write_json(folder / "result.json", result.to_json())
-        return result
-
-
-def _forget(folder: Path) -> None:
-    import shutil
-
-    for name in ("checkpoints", "artifact", "predictions"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("result.json", "events.jsonl"):
-        (folder / name).unlink(missing_ok=True)
-
-
-def _finished(folder: Path) -> RungResult | None:
-    """The rung's result if it was made and its artifact still verifies."""
-    try:
-        told = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        artifacts.load(told["artifact"])
-    except (OSError, ValueError, KeyError, BurnishError):
-        return None
-    return RungResult(
-        told["rung"],
-        seconds=told["seconds"],
-        trained=told["trained"],
-        artifact=told["artifact"],
-        settings=told["settings"],
-        curve=tuple(told["curve"]),
-        samples=tuple(told.get("samples", ())),
-    )
-
-
-def _curve(path: Path) -> Iterator[dict[str, float]]:
-    """Training loss averaged over at most 200 stretches, and every validation loss."""
-    steps = [row for row in store.read_jsonl(path) if row["kind"] == "step"]
-    width = max(len(steps) // 200, 1)
-    for start in range(0, len(steps), width):
-        part = steps[start : start + width]
-        yield {
-            "step": part[-1]["step"],
-            "train_loss": float(np.mean([row["loss"] for row in part])),
-            "learning_rate": part[-1]["learning_rate"],
-        }
-    for row in store.read_jsonl(path):
-        if row["kind"] == "validated":
-            yield {"step": row["step"], "valid_loss": row["valid_loss"]}

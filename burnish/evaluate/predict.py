@@ -1,0 +1,59 @@
+"""An artifact answers rows: whatever rung made it, the same call.
+
+In: an Artifact and examples.  Out: Predictions in order, stored as they come, so that every score can be traced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from burnish import kinds, store
+from burnish.artifact import Artifact
+from burnish.generate.answer import Answerer
+from burnish.models.base import Model
+from burnish.records import Example, Prediction
+from burnish.task import Evaluate
+
+CHUNK = 256
+
+
+def answerer(artifact: Artifact, settings: Evaluate, model: Model | None = None) -> Answerer:
+    """The artifact's model ready to answer; `model` is a base already loaded (for rungs that share it)."""
+    return Answerer(
+        model or artifact.model(),
+        artifact.tokenizer(),
+        artifact.contract,
+        settings.max_new_tokens,
+        settings.batch_tokens,
+    )
+
+
+def predict(
+    artifact: Artifact,
+    rows: Sequence[Example],
+    settings: Evaluate,
+    model: Model | None = None,
+    tell: Callable[[int], None] = lambda done: None,
+) -> Iterator[Prediction]:
+    """One Prediction for each row, in order."""
+    ready = answerer(artifact, settings, model)
+    prompted = artifact.rung in kinds.names("prompting")
+    rung = kinds.load("prompting", artifact.rung) if prompted else None
+    for start in range(0, len(rows), CHUNK):
+        chunk = rows[start : start + CHUNK]
+        if rung is None:
+            yield from ready.answer(chunk)
+        else:
+            yield from rung.answer(ready, artifact.recipe, artifact.tensors, chunk)
+        tell(start + len(chunk))
+
+
+def stored(path: Path) -> list[Prediction]:
+    """Predictions that were written before; none where there is no file."""
+    return [Prediction.from_json(row) for row in store.read_jsonl(path)] if path.exists() else []
+
+
+def keep(path: Path, predictions: Sequence[Prediction]) -> None:
+    """Write predictions whole."""
+    store.write_jsonl(path, (prediction.to_json() for prediction in predictions))

@@ -1,0 +1,82 @@
+"""Talking with an artifact in the terminal: a conversation, a text that goes on, or a class with its share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from burnish import kinds
+from burnish.artifact import Artifact
+from burnish.evaluate.predict import answerer
+from burnish.generate import engine
+from burnish.generate.engine import Sampling
+from burnish.generate.pieces import continued, pieces
+from burnish.records import Example, Message, Prediction, Where
+from burnish.task import Evaluate
+
+
+class Chat:
+    """`reply(text)` yields pieces; a conversation is remembered until `reset`."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        self.artifact = artifact
+        self.ready = answerer(artifact, Evaluate())
+        self.turns: list[Message] = []
+        kind = "answers in classes" if artifact.contract.labels else "goes on from your text"
+        if artifact.contract.target in ("answers", "all") and not artifact.contract.labels:
+            kind = "answers"
+        self.describes = f"{artifact.base.name}, rung {artifact.rung}: {kind}"
+
+    def reset(self) -> None:
+        """Forget the conversation."""
+        self.turns = []
+
+    def reply(self, text: str) -> Iterator[str]:
+        """The answer to one line, piece by piece."""
+        contract = self.artifact.contract
+        if contract.target == "document":
+            yield from continued(self.ready, text, Sampling(0.8, 0.95, len(self.turns)))
+            return
+        if contract.shape == "labelled":
+            yield self._read(text)
+            return
+        self.turns.append(Message("user", text))
+        told = ""
+        for piece in self._answer():
+            told += piece
+            yield piece
+        self.turns.append(Message("assistant", told))
+
+    def _answer(self) -> Iterator[str]:
+        ready, row = self.ready, Example("conversation", Where("typed"), tuple(self.turns))
+        if self.artifact.rung == "few-shot":
+            row = kinds.load("prompting", "few-shot").shown(ready, self.artifact.recipe, row)
+        prompt = ready.prompt_ids(row, min(ready.most, ready.encoding.max_length // 2))
+        if ready.model.base.kind == "encoder-decoder":
+            made = engine.generate(ready.model, [prompt], ready.stops, ready.most, ready.budget, pad=ready.pad)
+            yield ready.tokenizer.decode(made[0].ids)
+            return
+        ids = engine.stream(ready.model, prompt, ready.stops, ready.most, Sampling())
+        yield from pieces(ready.tokenizer, prompt, ids)
+
+    def _read(self, text: str) -> str:
+        row = Example("labelled", Where("typed"), text=text)
+        artifact = self.artifact
+        if artifact.rung in kinds.names("prompting"):
+            told = kinds.load("prompting", artifact.rung).answer(self.ready, artifact.recipe, artifact.tensors, [row])
+        else:
+            told = self.ready.answer([row])
+        return spoken(next(iter(told)))
+
+
+def spoken(prediction: Prediction) -> str:
+    """A prediction as a person reads it: the class and how sure, a number, or a text."""
+    if prediction.problem:
+        return f"(no answer: {prediction.problem})"
+    if prediction.number is not None:
+        return f"{prediction.number:.4g}"
+    if isinstance(prediction.label, tuple):
+        return ", ".join(prediction.label) or "(none)"
+    if prediction.label is not None:
+        share = (prediction.probabilities or {}).get(prediction.label)
+        return prediction.label if share is None else f"{prediction.label} ({share:.0%})"
+    return prediction.text or ""

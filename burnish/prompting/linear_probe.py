@@ -1,0 +1,90 @@
+"""A linear layer on frozen features: what the base already knows about the classes, without touching it.
+
+Ridge regression for numbers, logistic regression for classes; the strength of the penalty is chosen on validation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from burnish.generate.answer import Answerer, read_head
+from burnish.prompting import _frozen
+from burnish.prompting._world import Chosen, World
+from burnish.records import Example, Prediction
+
+COST = 30
+PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+
+
+def unfit(kind: str, goal: str, shape: str) -> str:
+    """Why this rung makes no sense; '' when it does."""
+    return _frozen.unfit(goal, shape)
+
+
+def choose(world: World) -> Chosen:
+    """Fit with each penalty on the training rows; keep the one with the lowest validation loss."""
+    inputs = _frozen.features(world.answerer, world.train)
+    mean, spread = inputs.mean(0), inputs.std(0).clamp_min(1e-6)
+    wanted = _frozen.targets(world.answerer, world.train)
+    contract = world.answerer.contract
+    kind = "number" if contract.goal == "regress" else "multi" if contract.multi else "classes"
+    centre, scale = (
+        (wanted.mean(0), wanted.std(0).clamp_min(1e-6)) if kind == "number" else (torch.zeros(1), torch.ones(1))
+    )
+    held = world.validation or world.train
+    held_in = (_frozen.features(world.answerer, held) - mean) / spread
+    held_out = (_frozen.targets(world.answerer, held) - centre) / scale
+    best: tuple[float, float, Tensor, Tensor] | None = None
+    for penalty in PENALTIES:
+        weight, bias = _fit((inputs - mean) / spread, (wanted - centre) / scale, penalty, kind)
+        loss = float(_loss(held_in @ weight.T + bias, held_out, kind))
+        if best is None or loss < best[0]:
+            best = (loss, penalty, weight, bias)
+    assert best is not None
+    tensors = {"weight": best[2], "bias": best[3], "mean": mean, "spread": spread, "centre": centre, "scale": scale}
+    return Chosen({"penalty": best[1]}, {"penalty": best[1], "validation_loss": round(best[0], 4)}, tensors)
+
+
+def answer(
+    answerer: Answerer, recipe: Mapping[str, Any], tensors: Mapping[str, Tensor], rows: Sequence[Example]
+) -> Iterator[Prediction]:
+    """One Prediction for each row."""
+    contract = answerer.contract
+    head = "number" if contract.goal == "regress" else "multi" if contract.multi else "classes"
+    scale = (float(tensors["centre"][0]), float(tensors["scale"][0])) if head == "number" else (0.0, 1.0)
+    spoken = replace(contract, head=head, mean=scale[0], deviation=scale[1])
+    inputs = (_frozen.features(answerer, rows) - tensors["mean"]) / tensors["spread"]
+    logits = (inputs @ tensors["weight"].T + tensors["bias"]).numpy().astype(np.float64)
+    for row, scores in zip(rows, logits, strict=True):
+        yield read_head(spoken, Prediction(row.id, str(row.where)), scores)
+
+
+def _loss(logits: Tensor, wanted: Tensor, kind: str) -> Tensor:
+    if kind == "number":
+        return ((logits - wanted) ** 2).mean()
+    if kind == "multi":
+        return torch.nn.functional.binary_cross_entropy_with_logits(logits, wanted)
+    return torch.nn.functional.cross_entropy(logits, wanted)
+
+
+def _fit(inputs: Tensor, wanted: Tensor, penalty: float, kind: str) -> tuple[Tensor, Tensor]:
+    """Minimise mean loss + penalty / 2 x |W|^2 by L-BFGS from zero: convex, so the start does not matter."""
+    weight = torch.zeros(wanted.shape[1], inputs.shape[1], requires_grad=True)
+    bias = torch.zeros(wanted.shape[1], requires_grad=True)
+    solver = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe", tolerance_change=1e-9)
+
+    def closure() -> Tensor:
+        solver.zero_grad()
+        loss = _loss(inputs @ weight.T + bias, wanted, kind) + penalty / 2 * (weight**2).sum()
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        solver.step(closure)
+    return weight.detach(), bias.detach()
