@@ -7,6 +7,7 @@ row, on disk where there are many; texts are fetched again, by row, for the few 
 from __future__ import annotations
 
 import hashlib
+import re
 import tempfile
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -33,8 +34,10 @@ def normal(text: str) -> str:
     >>> normal("  The\\tＣat ")
     'the cat'
     """
-    words = unicodedata.normalize("NFKC", text).split()
-    return " ".join(words).casefold() if len(words) > 1 else "".join(words)
+    formed = unicodedata.normalize("NFKC", text)
+    # a list of ten million words would not stay flat
+    blanks = " ".join(formed.split()) if len(formed) < 2**20 else re.sub(r"\s+", " ", formed).strip()
+    return blanks.casefold() if " " in blanks else blanks
 
 
 def key(parts: Sequence[str]) -> int:
@@ -54,14 +57,18 @@ def runs(keys: NDArray[np.generic], among: Indices) -> Iterator[Indices]:
 
 
 def pieces(text: str) -> Hashes:
-    """A 64-bit hash of each 5-letter piece of a normal text (of the whole text when it is shorter), sorted, unique."""
+    """The different 5-letter pieces of a normal text as sorted 64-bit hashes (a shorter text is one piece)."""
+    return np.unique(_pieces(text))
+
+
+def _pieces(text: str) -> Hashes:
     letters = np.frombuffer(text[:SPAN].encode("utf-32-le", "surrogatepass"), "<u4").astype(np.uint64)
     size = min(PIECE, max(len(letters), 1))
     letters = letters if len(letters) else np.zeros(1, np.uint64)
     total = np.zeros(len(letters) - size + 1, np.uint64)
     for at in range(size):
         total = total * np.uint64(0x9E3779B97F4A7C15) + letters[at : at + len(total)]
-    return np.unique(_mixed(total))
+    return _mixed(total)
 
 
 def _mixed(values: Hashes) -> Hashes:
@@ -103,28 +110,28 @@ class NearDuplicates:
         self.threshold, self.rows = threshold, 0
         self.bands, self.width = banding(threshold)
         self.files = [tempfile.TemporaryFile() for _ in range(self.bands)]  # noqa: SIM115 (closed by close)
-        self.block: list[Hashes] = []
+        self.block: list[NDArray[np.uint32]] = []
 
     def add(self, text: str) -> None:
         """The next row, as a `normal` text."""
-        found = (pieces(text) >> np.uint64(32)).astype(np.uint32)
+        found = (_pieces(text) >> np.uint64(32)).astype(np.uint32)
         multiply, shift = _ORDERS[0] | np.uint32(1), _ORDERS[1]
         least = np.full((HASHES, 1), 0xFFFFFFFF, np.uint32)
         for start in range(0, len(found), 4096):  # (HASHES, 4096) at a time stays in the cache
             orders = multiply * found[None, start : start + 4096] + shift
             np.minimum(least, orders.min(axis=1, keepdims=True), out=least)
-        values = least[: self.bands * self.width, 0].reshape(self.bands, self.width).astype(np.uint64)
-        band = np.zeros(self.bands, np.uint64)
-        for at in range(self.width):
-            band = _mixed(band * np.uint64(31) + values[:, at])
-        self.block.append(band)
+        self.block.append(least[: self.bands * self.width, 0])
         self.rows += 1
         if len(self.block) == BLOCK:
             self._flush()
 
     def _flush(self) -> None:
         if self.block:
-            for file, column in zip(self.files, np.stack(self.block, axis=1), strict=True):
+            values = np.stack(self.block).reshape(-1, self.bands, self.width).astype(np.uint64)
+            band = np.zeros(values.shape[:2], np.uint64)
+            for at in range(self.width):
+                band = _mixed(band * np.uint64(31) + values[:, :, at])
+            for file, column in zip(self.files, band.T, strict=True):
                 file.write(column.tobytes())
             self.block = []
 

@@ -13,7 +13,7 @@ import os
 import shutil
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -21,53 +21,23 @@ from typing import Any
 
 import numpy as np
 
-from burnish import kinds, store
+from burnish import store
 from burnish.data import readers
 from burnish.data.duplicates import Groups, Indices, NearDuplicates, key, normal, runs
-from burnish.data.guess import SAMPLE, Choice, choose
+from burnish.data.guess import Choice
+from burnish.data.look import KEPT, Guess, decide, load, look
 from burnish.data.readers import Source
-from burnish.data.rows import SHOWN, Bad, Row, ShapeProblem, counted
+from burnish.data.rows import SHOWN, Bad, counted
 from burnish.data.split import NAMES, TEST, TRAIN, VALIDATION, drawn, split
-from burnish.data.validate import (
-    CLASSES,
-    BadRows,
-    Remarks,
-    check,
-    label_warnings,
-    ordered,
-    spellings,
-    told,
-)
+from burnish.data.validate import CLASSES, BadRows, Remarks, label_warnings, ordered, spellings, told
 from burnish.errors import DataError
 from burnish.records import Example, Label, Problem, Where
-from burnish.task import DataSettings, Task
+from burnish.task import Task
 
-KEPT = 10_000  # problems held in memory
-LOOKED = 100_000  # rows that `look` counts
+__all__ = ["Guess", "Prepared", "examples", "iterate", "look", "prepare"]
+
 SHARED_PROMPT = 10  # rows with one prompt up to which they are taken for one question asked again
 DROPPED = -1
-
-
-@dataclass(frozen=True)
-class Guess:
-    """What `burnish init` writes into a task.yaml.
-
-    task: classify, regress, extract, answer, chat or write.  labels: rows per class.  rows: those read (at most
-    LOOKED).  first: the first Examples.  notes: what a person should know.
-    """
-
-    shape: str
-    columns: dict[str, str | list[str]]
-    task: str
-    labels: dict[str, int]
-    rows: int
-    first: tuple[Example, ...]
-    notes: tuple[str, ...]
-    files: tuple[str, ...]
-    problems: int = 0
-
-    def __str__(self) -> str:
-        return str(Choice(self.shape, self.columns, tuple(self.columns)))
 
 
 @dataclass(frozen=True)
@@ -87,13 +57,13 @@ class Prepared:
 class Ledger:
     """What stays in memory of each good row: about 60 bytes."""
 
-    file: array[int] = field(default_factory=lambda: array("H"))
+    file: array[int] = field(default_factory=lambda: array("I"))
     line: array[int] = field(default_factory=lambda: array("q"))
     offset: array[int] = field(default_factory=lambda: array("q"))  # in the spool
     id: array[int] = field(default_factory=lambda: array("Q"))
     exact: array[int] = field(default_factory=lambda: array("Q"))  # of everything but the label
     prompt: array[int] = field(default_factory=lambda: array("Q"))  # of what stands before the answer; 0: none
-    label: array[int] = field(default_factory=lambda: array("i"))  # index into Labels.known; -1: none, or a number
+    label: array[int] = field(default_factory=lambda: array("i"))  # index into the labels seen; -1: none, or a number
     value: array[float] = field(default_factory=lambda: array("d"))
     letters: array[int] = field(default_factory=lambda: array("I"))
 
@@ -102,116 +72,6 @@ class Ledger:
 
     def column(self, name: str, kind: Any) -> Any:
         return np.frombuffer(getattr(self, name), kind) if len(self) else np.zeros(0, kind)
-
-
-# --- looking -------------------------------------------------------------------------------------------------
-
-
-def look(name: str | Path, shape: str = "auto") -> Guess:
-    """Guess what a file, folder, glob or Hub name holds; raises DataError when nothing fits."""
-    sources = readers.find([str(name)])
-    mode = readers.text_mode(sources, shape, "", {})
-    choice, notes = _choice(sources, mode, DataSettings(shape=shape), "")
-    module = kinds.load("data/shapes", choice.shape)
-    labels: Counter[str] = Counter()
-    first: list[Example] = []
-    rows = bad = turns = records = letters = 0
-    problem = ""
-    for item in islice(_examples(sources, mode, choice, module), LOOKED):
-        if isinstance(item, Bad):
-            bad, problem = bad + 1, problem or told(item.problem)
-            continue
-        rows += 1
-        if len(first) < 5:
-            first.append(item)
-        for label in item.label if isinstance(item.label, tuple) else (item.label,):
-            if isinstance(label, str):
-                labels[label] += 1
-        turns += sum(turn.role == "assistant" for turn in item.messages) > 1
-        records += item.answer.lstrip()[:1] in ("{", "[") and _is_json(item.answer)
-        letters += len(item.answer)
-    if bad:
-        notes.append(f"{counted(bad, 'problem')}; the first: {problem}")
-    if rows + bad >= LOOKED:
-        notes.append(f"only the first {LOOKED:,} rows were looked at")
-    if choice.shape == "labelled":
-        task = "regress" if "number" in choice.columns else "classify"
-        if task == "classify" and len(labels) > max(50, rows / 3):
-            notes.append(f"{len(labels):,} classes for {rows:,} rows: is {choice.columns.get('label')} really a class?")
-    elif choice.shape == "document":
-        task = "write"
-    elif choice.shape == "conversation" and turns:
-        task = "chat"
-    else:
-        task = "extract" if rows and records > 0.9 * rows else "answer"
-    counts = {label: labels[label] for label in ordered(labels)}
-    files = tuple(source.name for source in sources)
-    return Guess(choice.shape, choice.columns, task, counts, rows, tuple(first), tuple(notes), files, bad)
-
-
-def _is_json(text: str) -> bool:
-    try:
-        return isinstance(json.loads(text), (dict, list))
-    except (ValueError, RecursionError):
-        return False
-
-
-def _choice(sources: list[Source], mode: Any, settings: DataSettings, goal: str) -> tuple[Choice, list[str]]:
-    """The shape and columns of the first rows; raises BadRows when not one of them can be read."""
-    items = (item for source in sources for item in readers.read(source, mode))
-    rows: list[Row] = []
-    bad: list[Bad] = []
-    count = 0
-    for item in items:
-        if isinstance(item, Row):
-            rows.append(item)
-            if len(rows) == SAMPLE:
-                break
-        else:
-            count += 1
-            if len(bad) < KEPT:
-                bad.append(item)
-    if not rows:
-        raise BadRows([item.problem for item in bad], count)
-    choice = choose(rows, settings.shape, settings.columns, goal)
-    notes = [str(choice)]
-    if mode == "labelled":
-        notes.append("text files are read as `LABEL text` lines (guessed)")
-    if all(set(row.values) == {str(at) for at in range(1, len(row.values) + 1)} for row in rows):
-        notes.append("the first line holds data, not column names: the columns are called 1, 2, 3 ...")
-    return choice, notes
-
-
-def _examples(sources: list[Source], mode: Any, choice: Choice, module: Any) -> Iterator[Example | Bad]:
-    """Every row of the files as an Example, or why it is none."""
-    expand: Callable[..., list[Any]] = getattr(module, "expand", lambda values, columns: [values])
-    for source in sources:
-        for item in readers.read(source, mode):
-            if isinstance(item, Bad):
-                yield item
-                continue
-            try:
-                for values in expand(item.values, choice.columns):
-                    example = module.to_example(values, choice.columns, item.where)
-                    check(example)
-                    yield example
-            except ShapeProblem as problem:
-                yield Bad(problem.field[:200], problem.what, problem.do, item.where, _shown(item.values))
-            except (RecursionError, UnicodeEncodeError):
-                yield Bad(
-                    "row", "holds text that cannot be written", "mend or remove it", item.where, _shown(item.values)
-                )
-
-
-def _shown(values: Mapping[str, Any]) -> str:
-    """How a row begins, whatever it holds."""
-    parts = []
-    for name, value in values.items():
-        try:
-            parts.append(f"{str(name)[:60]}: {str(value)[:SHOWN]}")
-        except (ValueError, RecursionError):
-            parts.append(f"{str(name)[:60]}: ...")
-    return " | ".join(parts)[:SHOWN].encode("utf-8", "replace").decode()
 
 
 # --- preparing -----------------------------------------------------------------------------------------------
@@ -223,7 +83,15 @@ def prepare(task: Task, out: str | Path) -> Prepared:
     Raises DataError when the files or columns cannot be made out, and BadRows when rows are bad and
     `data.on_problem` is stop; then `out` holds problems.jsonl and no card.
     """
-    out = Path(out)
+    try:
+        return _prepare(task, Path(out))
+    except DataError as problem:
+        if problem.where.startswith("data."):  # a key of the task: say on which line it stands
+            problem.where = task.where(problem.where) or problem.where
+        raise
+
+
+def _prepare(task: Task, out: Path) -> Prepared:
     settings = task.data
     files = readers.find(settings.files, task.folder)
     roles = dict.fromkeys(files, TRAIN)
@@ -324,7 +192,7 @@ class _Preparation:
 
     def _guess(self, main: list[Source]) -> tuple[Choice, list[str]]:
         try:
-            return _choice(main, self.mode, self.settings, self.task.goal.task)
+            return decide(main, self.mode, self.settings, self.task.goal.task)
         except BadRows as problem:
             self.problems, self.count = problem.problems, problem.count
             self.listing.writelines(json.dumps(item.to_json()) + "\n" for item in self.problems)
@@ -339,10 +207,9 @@ class _Preparation:
     # Pass 1: rows -> spool and ledger
 
     def _read(self) -> None:
-        module = kinds.load("data/shapes", self.choice.shape)
         ledger, position = self.ledger, 0
         for index, source in enumerate(self.files):
-            for item in _examples([source], self.mode, self.choice, module):
+            for item in load([source], self.mode, self.choice):
                 self.read[source.name] += 1
                 if isinstance(item, Bad):
                     self._bad(item)
@@ -414,7 +281,7 @@ class _Preparation:
 
     def _sides(self) -> Any:
         roles = np.array([self.roles[source] for source in self.files], np.int8)
-        return roles[self.ledger.column("file", np.uint16)] if len(self.ledger) else np.zeros(0, np.int8)
+        return roles[self.ledger.column("file", np.uint32)] if len(self.ledger) else np.zeros(0, np.int8)
 
     def _left(self) -> Indices:
         return np.flatnonzero(self.side != DROPPED)
@@ -547,7 +414,7 @@ class _Preparation:
         total = sum(counts.values(), Counter[str]())
         labels = tuple(self.settings.labels) or ordered(total)
         grouped = [len(rows) for rows in runs(groups, left)]
-        kept = Counter(self.files[index].name for index in self.ledger.column("file", np.uint16)[left].tolist())
+        kept = Counter(self.files[index].name for index in self.ledger.column("file", np.uint32)[left].tolist())
         letters = self.ledger.column("letters", np.uint32)[left]
         return {
             "shape": self.choice.shape,

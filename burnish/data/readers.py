@@ -84,7 +84,8 @@ def _behind(name: str, folder: Path) -> list[Source]:
         raise DataError(f"The data cannot be opened: {problem}", name[:200], "check the name") from None
     if matches:
         return [_source(Path(match)) for match in matches if Path(match).is_file()]
-    if HUB.fullmatch(name) and (name.startswith("hub:") or Path(name).suffix not in (*FORMATS, ".gz")):
+    here = path.parent.is_dir() or Path(name).suffix in (*FORMATS, ".gz")  # a slip in a file's name is no Hub name
+    if HUB.fullmatch(name) and (name.startswith("hub:") or not here):
         return [Source(name if name.startswith("hub:") else f"hub:{name}", Path(name), "hub")]
     raise DataError("There is no such file or folder", str(path), "check data.files; names start at the task's folder")
 
@@ -644,7 +645,7 @@ def _hub(source: Source) -> Iterator[Row | Bad]:
     try:
         import datasets
     except ImportError:
-        raise MissingExtra("Hub data", "hub") from None
+        raise MissingExtra(f"{source.name} is no file here, and reading it from the Hub", "hub") from None
     match = HUB.fullmatch(source.name)
     assert match is not None, source.name
     try:

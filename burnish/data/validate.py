@@ -85,7 +85,9 @@ class Remarks:
     counts: Counter[str] = field(default_factory=Counter)
 
     def look(self, example: Example) -> None:
-        """Remark on the characters of one row."""
+        """Remark on the characters and the blank classes of one row."""
+        if example.meta.get("unknown"):
+            self.add("with blank classes, which count as 0", str(example.where), "fill them in if you know them")
         for _, text in texts(example):
             if text.isascii() and text.isprintable():
                 continue
