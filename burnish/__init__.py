@@ -21,17 +21,6 @@ VERBS = ("init", "check", "climb", "train", "evaluate", "predict", "chat", "runs
 __all__ = ["VERBS", "__version__", *VERBS]
 
 
-class _Package(ModuleType):
-    """`burnish.train(...)` is the verb although burnish/train/ is a folder: imports bind no folder over a verb."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in VERBS and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
-
-
 def __getattr__(name: str) -> Any:
     if name in VERBS:
         from burnish import workflow
@@ -44,7 +33,7 @@ class _Package(ModuleType):
     """Keeps a verb's name the verb's: loading the folder burnish/train/ would put the folder in its place."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name not in VERBS:
+        if not (name in VERBS and isinstance(value, ModuleType)):
             super().__setattr__(name, value)
 
 

@@ -82,10 +82,10 @@ def _example(values: Mapping[str, Any], where: Any, shape: str, columns: Mapping
         example: Example = module.to_example(told, columns, where)
         return replace(example, messages=_open(example.messages), id="")
     if shape == "labelled":
-        text, pair = str(values.get(columns["text"]) or ""), columns.get("pair")
+        text, second = str(values.get(columns["text"]) or ""), columns.get("pair")
         if not text.strip():
             raise ShapeProblem("is empty", str(columns["text"]), "fill it in")
-        return Example(shape, where, text=text, pair=str(values.get(pair) or "") if pair else None)
+        return Example(shape, where, text=text, pair=str(values.get(second) or "") if second else None)
     role = ANSWER.get(shape)
     column = columns.get(role) if role else None
     told = {**values, column: "?"} if isinstance(column, str) else dict(values)

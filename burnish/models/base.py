@@ -147,7 +147,8 @@ def inspect(name: str, folder: str = ".", random: bool = False) -> Base:
     )
     if config.get("model_type") in ("roberta", "xlm-roberta", "camembert"):
         context -= 2  # positions start after the padding index
-    text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
+    inner = config.get("text_config")
+    text = inner if isinstance(inner, dict) else config
     return Base(
         name, path, _kind(config), config, context, int(text.get("vocab_size", 0)), digest.hexdigest()[:16], random
     )
@@ -198,17 +199,19 @@ def _kind(config: Mapping[str, Any]) -> Kind:
     )
 
     model_type, named = str(config["model_type"]), str((config.get("architectures") or [""])[0])
-    if config.get("is_encoder_decoder") or "ConditionalGeneration" in named or "Seq2Seq" in named:
-        if model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
-            return "encoder-decoder"
-    if "MaskedLM" in named or (model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.get("is_decoder")):
-        if "CausalLM" not in named:
-            return "encoder"
+    two_sided = config.get("is_encoder_decoder") or "ConditionalGeneration" in named or "Seq2Seq" in named
+    if two_sided and model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
+        return "encoder-decoder"
+    masked = model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.get("is_decoder")
+    if "MaskedLM" in named or (masked and "CausalLM" not in named):
+        return "encoder"
     if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return "decoder"
     if model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
         return "encoder-decoder"
-    raise ModelError(f'"{model_type}" models are neither decoder, encoder nor encoder-decoder of text', do="use another")
+    raise ModelError(
+        f'"{model_type}" models are neither decoder, encoder nor encoder-decoder of text', do="use another"
+    )
 
 
 def has_head(base: Base) -> bool:
@@ -242,7 +245,9 @@ class Model(nn.Module):
 
     def forward(self, batch: Batch) -> Outputs:
         """Logits at the supervised positions (language) or of the head."""
-        with torch.autocast(self.device.type, dtype=self.precision or torch.bfloat16, enabled=self.precision is not None):
+        with torch.autocast(
+            self.device.type, dtype=self.precision or torch.bfloat16, enabled=self.precision is not None
+        ):
             if self.head.kind != "language":
                 return Outputs(self._pooled(batch).float())
             return self._language(batch)
@@ -267,7 +272,7 @@ class Model(nn.Module):
             shifted = torch.cat([torch.full_like(batch.ids[:, :1], start), batch.ids[:, :-1]], dim=1)
             out = self.hf(
                 input_ids=batch.source,
-                attention_mask=(batch.source_document > 0).long(),  # type: ignore[operator]
+                attention_mask=batch.source_document,
                 decoder_input_ids=shifted,
                 use_cache=False,
             )
@@ -360,14 +365,18 @@ def load(
             )
             missing = frozenset(info["missing_keys"])
             if info["mismatched_keys"] or info.get("error_msgs"):
-                raise ModelError(f"Tensors do not fit the configuration: {info['mismatched_keys'] or info['error_msgs']}")
+                raise ModelError(
+                    f"Tensors do not fit the configuration: {info['mismatched_keys'] or info['error_msgs']}"
+                )
     except ModelError:
         raise
     except Exception as problem:
         reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
         raise ModelError(f"transformers cannot load the model: {reason}", str(folder), "check its files") from None
     if missing and (head.kind == "language" or files is not None):
-        raise ModelError(f"The weights lack {len(missing)} tensors, first {min(missing)}", str(folder), "fetch them anew")
+        raise ModelError(
+            f"The weights lack {len(missing)} tensors, first {min(missing)}", str(folder), "fetch them anew"
+        )
     bad = [name for name, value in hf.named_parameters() if not torch.isfinite(value).all()]
     if bad:
         raise ModelError(f"{len(bad)} tensors hold NaN or infinity, first {bad[0]}", str(folder), "fetch them anew")

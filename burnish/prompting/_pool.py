@@ -30,7 +30,7 @@ class Bm25:
         self._size = len(texts)
         self._weights: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         for word, found in postings.items():
-            places = np.array([i for i, _ in found])
+            places = np.array([place for place, _ in found])
             times = np.array([n for _, n in found], float)
             rarity = math.log(1 + (len(texts) - len(found) + 0.5) / (len(found) + 0.5))
             norm = times + K1 * (1 - B + B * lengths[places] / max(mean, 1e-9))
