@@ -86,9 +86,8 @@ def _example(values: Mapping[str, Any], where: Any, shape: str, columns: Mapping
         if not text.strip():
             raise ShapeProblem("is empty", str(columns["text"]), "fill it in")
         return Example(shape, where, text=text, pair=str(values.get(second) or "") if second else None)
-    role = ANSWER.get(shape)
-    column = columns.get(role) if role else None
-    told = {**values, column: "?"} if isinstance(column, str) else dict(values)
+    answer = columns.get(ANSWER.get(shape, ""))
+    told = {**values, answer: "?"} if isinstance(answer, str) else dict(values)
     example = module.to_example(told, columns, where)
     return replace(example, messages=_open(example.messages), id="")
 

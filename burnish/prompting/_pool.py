@@ -25,8 +25,8 @@ class Bm25:
         mean = lengths.mean() if len(lengths) else 1.0
         postings: dict[str, list[tuple[int, int]]] = defaultdict(list)
         for i, count in enumerate(counts):
-            for word, times in count.items():
-                postings[word].append((i, times))
+            for word, often in count.items():
+                postings[word].append((i, often))
         self._size = len(texts)
         self._weights: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         for word, found in postings.items():
