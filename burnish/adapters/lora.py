@@ -85,9 +85,13 @@ def attach(model: Model, settings: Mapping[str, Any], dropout: float, seed: int)
         value.requires_grad_(name in model.fresh)
     generator = torch.Generator().manual_seed(seed)
     for name in names:
-        parent, _, leaf = name.rpartition(".")
-        owner = model.hf.get_submodule(parent)
-        setattr(owner, leaf, LoraLinear(getattr(owner, leaf), told.rank, told.alpha, dropout, generator))
+        _put(model, name, told.rank, told.alpha, dropout, generator)
+
+
+def _put(model: Model, name: str, rank: int, alpha: float, dropout: float, generator: torch.Generator) -> None:
+    parent, _, leaf = name.rpartition(".")
+    owner = model.hf.get_submodule(parent)
+    setattr(owner, leaf, LoraLinear(getattr(owner, leaf), rank, alpha, dropout, generator))
 
 
 def layers(model: Model) -> dict[str, LoraLinear]:
@@ -158,13 +162,18 @@ def save(model: Model, folder: Path, base: str) -> None:
     """A PEFT folder: adapter_config.json and adapter_model.safetensors."""
     adapted = layers(model)
     first = next(iter(adapted.values()))
+    ranks = {name: item.lora_A.shape[0] for name, item in adapted.items()}
+    alphas = {name: _plain(item.scale * ranks[name]) for name, item in adapted.items()}
+    rank, alpha = next(iter(ranks.values())), next(iter(alphas.values()))
     config = {
         "peft_type": "LORA",
         "task_type": _task_type(model),
         "base_model_name_or_path": base,
         "revision": None,
-        "r": first.lora_A.shape[0],
-        "lora_alpha": first.scale * first.lora_A.shape[0],
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": {name: value for name, value in ranks.items() if value != rank},
+        "alpha_pattern": {name: value for name, value in alphas.items() if value != alpha},
         "lora_dropout": first.dropout.p if isinstance(first.dropout, nn.Dropout) else 0.0,
         "target_modules": _suffixes(model, list(adapted)),
         "bias": "none",
@@ -175,11 +184,14 @@ def save(model: Model, folder: Path, base: str) -> None:
         "use_dora": False,
         "modules_to_save": _heads(model) or None,
     }
-    alpha = config["lora_alpha"]
-    config["lora_alpha"] = int(alpha) if float(alpha).is_integer() else alpha
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     kept = {name: value.contiguous() for name, value in tensors(model).items()}
     save_file(kept, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _plain(number: float) -> float:
+    """16.0 as 16, as people and PEFT write it."""
+    return int(number) if float(number).is_integer() else number
 
 
 def _task_type(model: Model) -> str | None:
@@ -222,23 +234,67 @@ def _suffixes(model: Model, adapted: list[str]) -> list[str]:
     return sorted(chosen)
 
 
+KNOWN = {  # what PEFT writes and `load` honours, or what matters in training only
+    *(
+        "peft_type",
+        "task_type",
+        "base_model_name_or_path",
+        "revision",
+        "peft_version",
+        "auto_mapping",
+        "inference_mode",
+    ),
+    *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "lora_dropout", "fan_in_fan_out"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"),
+    *("init_lora_weights", "megatron_core"),
+}
+
+
 def load(model: Model, folder: Path) -> None:
-    """Put a saved PEFT folder's update (and head) onto a freshly loaded base."""
+    """Put a PEFT folder's update (and head) onto a freshly loaded base, whoever saved it.
+
+    Which layers have an update, and of what rank, is read from the tensors.  Raises ValueError when the folder asks for
+    more than LoRA on linear layers (DoRA, trained biases, PiSSA's changed base ...) or does not fit this base.
+    """
     from safetensors.torch import load_file
 
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    targets = config["target_modules"]
-    attach(
-        model,
-        {"rank": config["r"], "alpha": float(config["lora_alpha"]), "targets": list(targets)},
-        0.0,
-        seed=0,
-    )
+    more = (value is True or isinstance(value, str | list | dict) for value in config.values())
+    odd = [
+        key
+        for key, on in zip(config, more, strict=True)
+        if on and key not in KNOWN and config[key] not in ("none", [], {})
+    ]
+    if config.get("init_lora_weights", True) not in (True, False, "gaussian", "orthogonal"):
+        odd.append("init_lora_weights")  # the others change the base
+    if config["peft_type"] != "LORA" or odd:
+        raise ValueError(
+            f"this is more than plain LoRA: {', '.join(odd) or config['peft_type']}; merge it with peft first"
+        )
     saved = load_file(folder / "adapter_model.safetensors")
+    ending = ".lora_A.weight"
+    ranks = {name[len(PREFIX) : -len(ending)]: len(value) for name, value in saved.items() if name.endswith(ending)}
+    for name, value in model.hf.named_parameters():
+        value.requires_grad_(name in model.fresh)
+    fitting = set(_linear(model))
+    for name, rank in ranks.items():
+        if name in fitting:
+            alpha = _alpha(config, name) * (math.sqrt(rank) if config.get("use_rslora") else 1.0)
+            _put(model, name, rank, alpha, 0.0, torch.Generator())
     wanted = tensors(model)
-    if set(saved) != set(wanted):
-        odd = sorted(set(saved) ^ set(wanted))
-        raise ValueError(f"the adapter's tensors do not fit this base: {len(odd)} differ, first {odd[0]}")
+    apart = sorted(set(saved) ^ set(wanted)) + [n for n in wanted if n in saved and saved[n].shape != wanted[n].shape]
+    if apart:
+        raise ValueError(f"the adapter's tensors do not fit this base: {len(apart)} differ, first {apart[0]}")
     with torch.no_grad():
         for name, value in wanted.items():
             value.copy_(saved[name])
+
+
+def _alpha(config: Mapping[str, Any], name: str) -> float:
+    """The alpha of one layer: alpha_pattern's, whose keys are names or their ends, else lora_alpha."""
+    for key, value in (config.get("alpha_pattern") or {}).items():
+        if not key.replace(".", "").replace("_", "").isalnum():
+            raise ValueError(f'alpha_pattern "{key}" is a pattern; write layer names')
+        if name == key or name.endswith(f".{key}"):
+            return float(value)
+    return float(config["lora_alpha"])

@@ -174,10 +174,10 @@ def test_stopping_at_step_3_equals_not_stopping(case, adapter, own, tmp_path_fac
         return tiny.run(method, head, target, KIND[method], tmp_path_factory, tmp_path / into, **common)
 
     whole = begin("whole")
-    straight = [event for event in loop.fit(whole)]
+    straight = list(loop.fit(whole))
     killed = begin("killed")
     events = loop.fit(killed)
-    while (event := next(events)).step < 5:  # two steps past the checkpoint: they are done again
+    while next(events).step < 5:  # two steps past the checkpoint: they are done again
         pass
     events.close()
     torch.manual_seed(99)
@@ -208,8 +208,8 @@ def test_a_stop_is_saved_and_said(tmp_path_factory, tmp_path, monkeypatch):
     assert kinds == [("step", 1), ("step", 2), ("saved", 2), ("stopped", 2)]
     monkeypatch.setattr(store, "_stop", False)
     again = tiny.run(*SFT, tmp_path_factory, tmp_path / "stopped", save_every=100)
-    assert next(iter(events := loop.fit(again))).kind == "resumed"
-    list(events)
+    assert next(iter(loop.fit(again))).kind == "resumed"
+    list(loop.fit(again))
     assert same(weights(whole), weights(again))
 
 
