@@ -37,11 +37,12 @@ TASK = """
 goal: {task: classify}
 data: {files: [rows.csv], near_duplicates: 1.0}
 base: {name: BASE}
+method: {kind: METHOD}
 train: {epochs: 3, batch_size: 4, evaluate_every: 2, save_every: 3, patience: 0, dropout: 0.1, seed: 7}
 """
 
 
-def world(folder: Path, rows: int = 40) -> Path:
+def world(folder: Path, method: str, rows: int = 40) -> Path:
     """A tiny random model, rows and a task file; returns the task file."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -73,7 +74,7 @@ def world(folder: Path, rows: int = 40) -> Path:
         noise = "".join(draw.choice("abcdefghij ") for _ in range(20))
         lines.append(f"{noise} {draw.choice(good if kind == 'good' else bad)} {number},{kind}")
     (folder / "rows.csv").write_text("\n".join(lines) + "\n")
-    (folder / "task.yaml").write_text(TASK.replace("BASE", str(folder / "base")))
+    (folder / "task.yaml").write_text(TASK.replace("BASE", str(folder / "base")).replace("METHOD", method))
     return folder / "task.yaml"
 
 
@@ -322,12 +323,13 @@ def main() -> int:
     parser.add_argument("fault", choices=["kills", "corrupt"])
     parser.add_argument("count", type=int)
     parser.add_argument("--rungs", default="lora,full", help="taken in turn")
+    parser.add_argument("--method", default="classify", help="classify, sft or selfsupervised")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and the damage")
     given = parser.parse_args()
     began = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="faults-"))
     rungs = given.rungs.split(",")
-    task = world(folder)
+    task = world(folder, given.method)
     warm(task, rungs, folder / "warm")
     run = {"kills": kills, "corrupt": corrupt}[given.fault]
     seen, wrong = run(given.count, task, rungs, folder, random.Random(given.seed))
@@ -338,7 +340,15 @@ def main() -> int:
     else:
         shutil.rmtree(folder)
     print(
-        json.dumps({"fault": given.fault, **seen, "wrong": len(wrong), "seconds": round(time.monotonic() - began, 1)})
+        json.dumps(
+            {
+                "fault": given.fault,
+                "method": given.method,
+                **seen,
+                "wrong": len(wrong),
+                "seconds": round(time.monotonic() - began, 1),
+            }
+        )
     )
     return 1 if wrong else 0
 
