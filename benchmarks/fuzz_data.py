@@ -208,16 +208,20 @@ def mutant(seed: int, index: int) -> tuple[str, bytes, str]:
 
 
 def verdict(folder: Path, name: str, data: bytes, goal: str, on_problem: str) -> tuple[str, str]:
-    """("loads" | "refused" | "no place" | "traceback", what was said) of one file."""
+    """("loads", "refused", or a failure: "no place", "unprintable", "traceback"; what was said) of one file."""
     (folder / name).write_bytes(data)
     settings = {"files": [name], "on_problem": on_problem}
     task = resolve({"goal": {"task": goal}, "data": settings}, str(folder / "task.yaml"))
     try:
         prepared = prepare(task, folder / "out")
     except BadRows as problem:
+        if not str(problem).replace("\n", "").isprintable():
+            return "unprintable", repr(str(problem))
         lost = [item.what for item in problem.problems if not PLACE.fullmatch(item.where)]
         return ("no place", lost[0]) if lost or not problem.problems else ("refused", str(problem))
     except DataError as problem:
+        if not str(problem).replace("\n", "").isprintable():
+            return "unprintable", repr(str(problem))
         return ("refused" if PLACE.fullmatch(problem.where) else "no place"), str(problem)
     except Exception:
         return "traceback", traceback.format_exc()
@@ -247,7 +251,7 @@ def run(count: int, seed: int = 0, first: int = 0) -> tuple[Counter[str], list[s
                     except Exception:
                         found, said = "traceback", traceback.format_exc()
             counts[f"{on_problem}: {found}"] += 1
-            if found in ("traceback", "no place"):
+            if found not in ("loads", "refused"):
                 failures.append(f"mutant {index} of seed {seed} ({name}, {goal}, {on_problem}): {found}\n{said}")
     return counts, failures
 

@@ -47,13 +47,14 @@ def key(parts: Sequence[str]) -> int:
 
 
 def runs(keys: NDArray[np.generic], among: Indices) -> Iterator[Indices]:
-    """The rows of `among` that share a key, in order, for every key that two or more share."""
+    """The rows of `among` that share a key, for every key that two or more share, in the order of their first rows."""
     mine = keys[among]
     order = np.argsort(mine, kind="stable")
     same = mine[order][1:] == mine[order][:-1]
     edges = np.flatnonzero(np.diff(np.concatenate(([False], same, [False])).astype(np.int8)))
-    for start, end in zip(edges[::2], edges[1::2], strict=True):
-        yield among[order[start : end + 1]]
+    starts, ends = edges[::2], edges[1::2]
+    for at in np.argsort(order[starts], kind="stable"):
+        yield among[order[starts[at] : ends[at] + 1]]
 
 
 def pieces(text: str) -> Hashes:

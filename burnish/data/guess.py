@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from burnish import kinds
-from burnish.data.rows import Columns, Row
+from burnish.data.rows import Columns, Row, visible
 from burnish.errors import DataError, unknown
 
 SAMPLE = 1000  # rows that a guess looks at
@@ -67,7 +67,7 @@ def choose(rows: Sequence[Row], shape: str = "auto", given: Columns | None = Non
             return Choice(name, settled, guessed)
     sought = shape if shape != "auto" else f"rows for `{goal}`" if goal else "rows of any shape"
     raise DataError(
-        f"The columns do not look like {sought}: {', '.join(columns[:20]) or 'there are none'}",
+        f"The columns do not look like {sought}: {visible(', '.join(columns[:20])) or 'there are none'}",
         where,
         "say which is which, e.g. data.columns: {text: ..., label: ...} or {prompt: ..., completion: ...}",
     )
@@ -78,7 +78,7 @@ def _known(given: Mapping[str, Any], columns: Sequence[str], where: str) -> None
         for column in wanted if isinstance(wanted, list) else [wanted]:
             if column not in columns:
                 what, do = unknown("column", column, columns[:30])
-                raise DataError(f"{what} (data.columns.{role})", where, do)
+                raise DataError(f"{what} (data.columns.{role})", where, visible(do))
 
 
 def _complete(

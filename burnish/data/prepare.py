@@ -170,7 +170,9 @@ class _Preparation:
         self.files = list(self.roles)
         with (
             (self.staging / "dropped.jsonl").open("w+", encoding="utf-8") as self.drops,
-            (self.staging / "problems.jsonl").open("w+", encoding="utf-8") as self.listing,
+            (self.staging / "more.jsonl").open(
+                "w+", encoding="utf-8"
+            ) as self.more,  # problems that memory does not hold
             (self.staging / "rows.jsonl").open("w+b") as self.spool,
         ):
             self.choice, self.notes = self._guess(main)
@@ -181,6 +183,7 @@ class _Preparation:
             if self.count and self.settings.on_problem == "stop":
                 self._stop()
             if not (self.side != DROPPED).any():
+                self._list([])
                 raise DataError(
                     "No usable rows are left", str(Where(self.files[0].name, 1)), "see problems.jsonl; mend the rows"
                 )
@@ -195,14 +198,26 @@ class _Preparation:
             return decide(main, self.mode, self.settings, self.task.goal.task)
         except BadRows as problem:
             self.problems, self.count = problem.problems, problem.count
-            self.listing.writelines(json.dumps(item.to_json()) + "\n" for item in self.problems)
             self._stop()
             raise
 
     def _stop(self) -> None:
         """Leave the list of problems, and say the first ones."""
-        self._close(self.listing, "problems.jsonl")
+        self._list([])
         raise BadRows(self.problems, self.count, str(self.out / "problems.jsonl"))
+
+    def _list(self, warnings: list[Problem]) -> None:
+        """Write problems.jsonl: by file and line as far as memory holds them, then the others, then the warnings."""
+        files = {source.name: at for at, source in enumerate(self.files)}
+        places = [problem.where.rpartition(":") for problem in self.problems]
+        order = sorted(range(len(places)), key=lambda at: (files[places[at][0]], int(places[at][2])))
+        self.problems = [self.problems[at] for at in order]
+        self.more.seek(0)
+        with (self.staging / "problems.jsonl").open("w", encoding="utf-8") as stream:
+            stream.writelines(_line(item.to_json()) for item in self.problems)
+            shutil.copyfileobj(self.more, stream)
+            stream.writelines(_line(item.to_json()) for item in warnings)
+            self._close(stream, "problems.jsonl")
 
     # Pass 1: rows -> spool and ledger
 
@@ -248,15 +263,16 @@ class _Preparation:
     def _bad(self, bad: Bad) -> None:
         self.count += 1
         problem = bad.problem
-        self.listing.write(json.dumps(problem.to_json(), ensure_ascii=False).encode("utf-8", "replace").decode() + "\n")
         if len(self.problems) < KEPT:
             self.problems.append(problem)
+        else:
+            self.more.write(_line(problem.to_json()))
         self._drop_line("problem", bad.id, str(bad.where), f"{problem.what}, {problem.do}", bad.text)
 
     def _drop_line(self, category: str, id: str, where: str, reason: str, text: str) -> None:
         self.dropped[category] += 1
         row = {"id": id, "where": where, "category": category, "reason": reason, "text": text}
-        self.drops.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace").decode() + "\n")
+        self.drops.write(_line(row))
 
     # One row again
 
@@ -397,7 +413,6 @@ class _Preparation:
     def _write(self, groups: Any) -> dict[str, Any]:
         counts = {name: self._counts(self.side == at) for at, name in enumerate(NAMES)}
         self.warnings = self._warnings(groups)
-        self.listing.writelines(json.dumps(item.to_json(), ensure_ascii=False) + "\n" for item in self.warnings)
         streams = [(self.staging / f"{name}.jsonl").open("wb") for name in NAMES]
         self.spool.seek(0)
         for side, line in zip(self.side.tolist(), self.spool, strict=True):
@@ -408,7 +423,7 @@ class _Preparation:
             sizes[name] = stream.tell()
             self._close(stream, f"{name}.jsonl")
         self._close(self.drops, "dropped.jsonl")
-        self._close(self.listing, "problems.jsonl")
+        self._list(self.warnings)
         store.sync_folder(self.out)
         left = self._left()
         total = sum(counts.values(), Counter[str]())
@@ -482,6 +497,11 @@ class _Preparation:
             what = f"only {counted(len(left), 'row')}: a measured score will be uncertain"
             found.append(Problem(what, data, "add rows, the test ones first", "warning"))
         return found
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    """A line of JSON that UTF-8 can hold, whatever the row held."""
+    return json.dumps(row, ensure_ascii=False).encode("utf-8", "replace").decode() + "\n"
 
 
 def _near_text(example: Example) -> str:

@@ -40,7 +40,7 @@ class Bad:
 
     @property
     def problem(self) -> Problem:
-        return Problem(f"{self.field}: {self.what}", str(self.where), self.do, "error", self.id)
+        return Problem(visible(f"{self.field}: {self.what}"), str(self.where), visible(self.do), "error", self.id)
 
 
 class ShapeProblem(Exception):
@@ -49,6 +49,15 @@ class ShapeProblem(Exception):
     def __init__(self, what: str, field: str, do: str) -> None:
         super().__init__(f"{field}: {what}")
         self.what, self.field, self.do = what, field, do
+
+
+def visible(text: str) -> str:
+    """Text that any terminal shows as it is: control characters and half characters are spelt out.
+
+    >>> visible("a\\x1b[2J")
+    'a\\\\u001b[2J'
+    """
+    return text if text.isprintable() else "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
 
 
 def fold(name: str) -> str:

@@ -14,7 +14,8 @@ from burnish.data.prepare import examples, iterate, look, prepare
 from burnish.data.split import NAMES
 from burnish.data.validate import BadRows, label_key, ordered, spellings, told
 from burnish.errors import DataError
-from burnish.records import Example
+from burnish.records import Example, Problem
+from burnish.task import read
 
 
 def lines(path):
@@ -47,7 +48,7 @@ def test_every_bad_row_is_told_in_one_pass(tmp_path):
     data = data.replace(rows[23].encode(), rows[23].encode() + b"\xff")
     write(tmp_path, "a.jsonl", data)
     problem = stopped(tmp_path, "a.jsonl")
-    assert sorted((int(item.where.rpartition(":")[2]), item.what, item.do) for item in problem.problems) == [
+    assert [(int(item.where.rpartition(":")[2]), item.what, item.do) for item in problem.problems] == [
         (3, "row: is not valid JSON: expecting ',' delimiter at column 30", "mend it"),
         (6, "label: is missing", 'add "label", or name another column under data.columns'),
         (8, "label: is missing", 'rename "lable" to "label"'),
@@ -70,7 +71,8 @@ def test_every_bad_row_is_told_in_one_pass(tmp_path):
     ]
     assert problem.count == 11
     assert f"{tmp_path}/a.jsonl:8 label: is missing, rename" in str(problem)
-    assert lines(tmp_path / "out/problems.jsonl") == [item.to_json() for item in problem.problems]
+    listed = [told(Problem(**row)) for row in lines(tmp_path / "out/problems.jsonl")]
+    assert sorted(listed) == sorted(told(item) for item in problem.problems)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["problems.jsonl"]
 
 
@@ -124,6 +126,22 @@ def test_memory_holds_only_so_many_problems(tmp_path, monkeypatch):
     problem = stopped(tmp_path, "a.jsonl")
     assert (problem.count, len(problem.problems)) == (30, 7)
     assert len(lines(tmp_path / "out/problems.jsonl")) == 30
+
+
+def test_messages_carry_no_terminal_codes_and_no_half_characters(tmp_path):
+    write(tmp_path, "a.jsonl", [*reviews(9), {"text": "a", "label\x1b[2J": "x"}, {"text": "b", "\ud800label": "x"}])
+    problem = stopped(tmp_path, "a.jsonl")
+    assert str(problem).replace("\n", "").isprintable()
+    assert problem.problems[0].do == 'rename "label\\u001b[2J" to "label"'
+    assert problem.to_json()["count"] == 2
+
+
+def test_an_error_about_a_key_names_its_line_in_the_task(tmp_path):
+    write(tmp_path, "a.jsonl", reviews(9))
+    write(tmp_path, "task.yaml", "data:\n  files: a.jsonl\n  columns: {txt: text}\n")
+    with pytest.raises(DataError, match="Unknown role") as caught:
+        prepare(read(tmp_path / "task.yaml"), tmp_path / "out")
+    assert caught.value.where == f"{tmp_path}/task.yaml line 3"
 
 
 def test_a_file_of_which_no_row_can_be_read(tmp_path):
