@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from burnish import store
 from burnish.data import readers
-from burnish.data.duplicates import Groups, Indices, NearDuplicates, key, normal, runs
+from burnish.data.duplicates import SPAN, Groups, Indices, NearDuplicates, key, normal, runs
 from burnish.data.guess import Choice
 from burnish.data.look import KEPT, Guess, decide, load, look
 from burnish.data.readers import Source
@@ -107,9 +108,11 @@ def _prepare(task: Task, out: Path) -> Prepared:
         return done
     out.mkdir(parents=True, exist_ok=True)
     (out / "card.json").unlink(missing_ok=True)
+    for left in out.glob(".staging-*"):  # of a process that was killed
+        if not psutil.pid_exists(int(left.name.rpartition("-")[2])):
+            shutil.rmtree(left, ignore_errors=True)
     staging = out / f".staging-{os.getpid()}"
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir()
+    staging.mkdir(exist_ok=True)
     try:
         with store.disk_errors(out):
             card, problems = _Preparation(task, roles, hashes, out, staging).run()
@@ -507,7 +510,7 @@ def _line(row: Mapping[str, Any]) -> str:
 def _near_text(example: Example) -> str:
     """What near duplicates share: the texts, or every turn but the system's."""
     said = [turn.content for turn in example.messages if turn.role != "system"] or [example.text, example.pair or ""]
-    return normal("\n".join(said))
+    return normal("\n".join(said)[:SPAN])
 
 
 def _classes(label: Label) -> tuple[str, ...]:

@@ -317,6 +317,14 @@ def test_bad_rows_take_away_an_older_card(tmp_path):
     assert not (tmp_path / "out/card.json").exists()
 
 
+def test_what_a_killed_process_left_is_cleared_away(tmp_path):
+    write(tmp_path, "a.jsonl", reviews(30))
+    write(tmp_path / "out/.staging-999999999", "rows.jsonl", "half")
+    prepare(task(tmp_path, ["a.jsonl"]), tmp_path / "out")
+    names = {f"{name}.jsonl" for name in (*NAMES, "dropped", "problems")} | {"card.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names
+
+
 def test_reading_back_says_what_is_missing(tmp_path):
     with pytest.raises(DataError, match="not been prepared"):
         examples(tmp_path, "train")
