@@ -6,7 +6,7 @@ In: a Model and token ids.  Out: numbers and ids that depend on neither batch si
 
 from __future__ import annotations
 
-import math
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +30,10 @@ class Generated:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn: greedy at temperature 0, else from the top-p share of probability."""
+    """How the next token is drawn: greedy at temperature 0, else from the top-p share of probability.
+
+    A prompt and a seed give one text; for several texts of one prompt, vary the seed.
+    """
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -145,48 +148,48 @@ def generate(
     """Up to `most` new ids for each prompt, ending at any of `stops` or where the model's context is full."""
     rows = [_row(prompt) for prompt in prompts]
     told: list[Generated] = [Generated([], False)] * len(rows)
-    for group in by_budget(rows, max(budget // 2, 1)):
+    whole = [_row([0] * (len(row.ids) + _room(model, row, most))) for row in rows]  # what its cache will come to
+    for group in by_budget(whole, budget):
         new: list[list[int]] = [[] for _ in group]
-        ended = [False] * len(group)
-        for column in _decode(model, [rows[i] for i in group], most, sampling or Sampling(), pad, stops, group):
+        finished = [False] * len(group)
+        rooms = [_room(model, rows[i], most) for i in group]
+        for column in _decode(model, [rows[i] for i in group], max(rooms), sampling or Sampling(), pad):
             for place, token in enumerate(column):
-                if not ended[place]:
-                    ended[place] = token in stops
-                    if not ended[place]:
+                if not finished[place] and len(new[place]) < rooms[place]:
+                    finished[place] = token in stops
+                    if not finished[place]:
                         new[place].append(token)
-            if all(ended):
+            if all(end or len(ids) == room for end, ids, room in zip(finished, new, rooms, strict=True)):
                 break
         for place, i in enumerate(group):
-            told[i] = Generated(new[place], ended[place])
+            told[i] = Generated(new[place], finished[place])
     return told
 
 
 def stream(model: Model, prompt: Sequence[int], stops: Sequence[int], most: int, sampling: Sampling) -> Iterator[int]:
     """New ids one by one."""
-    for column in _decode(model, [_row(prompt)], most, sampling, 0, stops, [0]):
-        if column[0] in stops:
+    row = _row(prompt)
+    for (token,) in _decode(model, [row], _room(model, row, most), sampling, 0):
+        if token in stops:
             return
-        yield column[0]
+        yield token
 
 
-def _decode(
-    model: Model,
-    rows: Sequence[Tokens],
-    most: int,
-    sampling: Sampling,
-    pad: int,
-    stops: Sequence[int],
-    seeds: Sequence[int],
-) -> Iterator[list[int]]:
-    """One id for every row at each step.  Each row draws from its own generator, so batch-mates change nothing."""
-    draws = [torch.Generator().manual_seed(sampling.seed * 1_000_003 + i) for i in seeds]
-    context = model.base.context or math.inf
+def _room(model: Model, row: Tokens, most: int) -> int:
+    """How many ids may follow a prompt: the last one is not read any more, so it may stand beyond the context."""
+    read = 1 if model.base.kind == "encoder-decoder" else len(row.ids)
+    return max(min(most, model.base.context + 1 - read), 0) if model.base.context else most
+
+
+def _decode(model: Model, rows: Sequence[Tokens], most: int, sampling: Sampling, pad: int) -> Iterator[list[int]]:
+    """One id for every row at each step, `most` times."""
+    draws = [_generator(row, sampling.seed) for row in rows]
     with torch.no_grad():
         if model.base.kind == "encoder-decoder":
             batch = collate(rows, pad).to(model.device)
             encoded = model.hf.get_encoder()(input_ids=batch.ids, attention_mask=batch.document)
             ids, cache = torch.full((len(rows), 1), model.start_id), None
-            for _ in range(int(min(most, context - 1))):
+            for _ in range(most):
                 out = model.hf(
                     encoder_outputs=encoded,
                     attention_mask=batch.document,
@@ -199,15 +202,15 @@ def _decode(
                 yield ids[:, 0].tolist()
             return
         batch = collate(rows, pad, left=True).to(model.device)
-        mask, last = batch.document, batch.positions[:, -1:]
-        out = _step(model, batch.ids, mask, batch.positions, None, keep=True)
-        for _ in range(int(min(most, context - mask.shape[1]))):
-            ids = _draw(out.logits[:, -1], sampling, draws)
+        ids, mask, positions, cache = batch.ids, batch.document, batch.positions, None
+        for _ in range(most):
+            out = _step(model, ids, mask, positions, cache, keep=True)
+            ids, cache = _draw(out.logits[:, -1], sampling, draws), out.past_key_values
             yield ids[:, 0].tolist()
-            mask, last = torch.cat([mask, torch.ones_like(mask[:, :1])], 1), last + 1
-            if mask.shape[1] >= context:
-                return
-            out = _step(model, ids, mask, last, out.past_key_values, keep=True)
+            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+            positions = positions[:, -1:] + 1
+            if model.base.context:  # a row that is full runs on beside the others, unheard
+                positions = positions.clamp(max=model.base.context - 1)
 
 
 def _step(model: Model, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any, keep: bool = False) -> Any:
@@ -231,6 +234,12 @@ def _draw(logits: Tensor, sampling: Sampling, draws: Sequence[torch.Generator]) 
         outside = order.values.cumsum(-1) - order.values >= sampling.top_p
         shares = shares.masked_fill(outside.gather(-1, order.indices.argsort(-1)), 0)
     return torch.stack([torch.multinomial(row, 1, generator=draw) for row, draw in zip(shares, draws, strict=True)])
+
+
+def _generator(row: Tokens, seed: int) -> torch.Generator:
+    """Luck that hangs on the prompt and the seed alone, so that batch-mates and order change nothing."""
+    told = hashlib.blake2b(row.ids.tobytes() + seed.to_bytes(8, "little", signed=True), digest_size=7)
+    return torch.Generator().manual_seed(int.from_bytes(told.digest(), "little"))
 
 
 def _row(ids: Sequence[int]) -> Tokens:
