@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -163,10 +164,6 @@ HEADS = {
 }
 
 
-def method_of(head: str) -> Head:
-    return HEADS[head]
-
-
 def model(
     kind: str, head: str, tmp_path_factory: Any, adapter: str = "full", dropout: float | None = 0.0, **own: Any
 ) -> Model:
@@ -213,6 +210,11 @@ def rows(
             label = float(draw.normal())
         made.append(Tokens(ids, weights, f"row{i}", f"rows.jsonl:{i + 1}", source, label))
     return made
+
+
+def ended(row: Tokens, eos: int) -> Tokens:
+    """The same row with eos as its last token."""
+    return replace(row, ids=np.append(row.ids, np.int32(eos)), weights=np.append(row.weights, np.float32(0)))
 
 
 CASES = [  # (method, head, what rows are, model kinds)

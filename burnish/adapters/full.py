@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
 from torch import Tensor
 
 from burnish.models.base import Model
@@ -39,16 +41,25 @@ def disabled(model: Model) -> Iterator[None]:
 
 def save(model: Model, folder: Path, base: str) -> None:
     """A plain transformers folder: config.json and model.safetensors (tied weights once)."""
-    model.hf.config.save_pretrained(folder)
-    if getattr(model.hf, "generation_config", None) is not None and model.head.kind == "language":
-        model.hf.generation_config.save_pretrained(folder)
-    from safetensors.torch import save_file
-
-    seen: dict[int, str] = {}
+    hf = model.hf
+    hf.config.architectures = [type(hf).__name__]  # a new head makes it another class than the base's
+    hf.config.save_pretrained(folder)
+    _old_rope(folder / "config.json")
+    if getattr(hf, "generation_config", None) is not None and model.head.kind == "language":
+        hf.generation_config.save_pretrained(folder)
+    seen: set[int] = set()
     kept = {}
-    for name, value in model.hf.state_dict().items():
-        if value.data_ptr() in seen and value.numel():
-            continue
-        seen[value.data_ptr()] = name
-        kept[name] = value.detach().contiguous()
+    for name, value in hf.state_dict().items():
+        if value.data_ptr() not in seen or not value.numel():
+            kept[name] = value.detach().contiguous()
+            seen.add(value.data_ptr())
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _old_rope(path: Path) -> None:
+    """transformers 4 reads rope_theta and rope_scaling, not rope_parameters, and takes 10,000 where it finds none."""
+    told = json.loads(path.read_text(encoding="utf-8"))
+    rope = told.get("rope_parameters") or {}
+    if "rope_theta" in rope:
+        told["rope_theta"] = rope["rope_theta"]
+        path.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -26,14 +27,19 @@ Kind = Literal["decoder", "encoder", "encoder-decoder"]
 BUNDLED = Path(__file__).parent.parent / "bundled"
 HEADER_LIMIT = 100_000_000
 REFUSED = ("auto_map", "custom_pipelines", "model_file", "trust_remote_code")
+LIMITS = {  # far above any real model, far below what hangs a machine before its memory is even asked for
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers", "encoder_layers", "decoder_layers"), 2_000),
+    **dict.fromkeys(("hidden_size", "d_model", "n_embd", "intermediate_size", "d_ff", "vocab_size"), 10_000_000),
+}
 
 
 @dataclass(frozen=True)
 class Base:
     """What is known of a base model before its weights are read.
 
-    context: most tokens a row may have (0 when the config sets no limit).  fingerprint: SHA-256 over names, sizes
-    and headers of its files, so that a changed base is noticed.
+    context: most tokens a row may have (0 when the config sets no limit).  fingerprint: SHA-256 over config, tokenizer,
+    names and sizes of the weights and their first and last megabyte, so that a base that was tuned, replaced or cut is
+    noticed at the price of a glance (a flipped bit in the middle of a large file is not).
     """
 
     name: str
@@ -174,21 +180,22 @@ def check_safetensors(path: Path) -> None:
 def _check_config(config: Mapping[str, Any], path: Path) -> None:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-    for key in config:
-        if key in REFUSED:
-            raise ModelError(
-                f'The configuration asks for code of its own ("{key}")',
-                str(path),
-                "Burnish runs no code from model folders; use a model that transformers itself has",
-            )
-    if config.get("model_type") not in CONFIG_MAPPING_NAMES:
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        for key, value in part.items():
+            kernel = "attn_implementation" in key and "/" in str(value)  # a kernel to be fetched from the Hub
+            if key in REFUSED or kernel:
+                raise ModelError(
+                    f'The configuration asks for code of its own ("{key}")',
+                    str(path),
+                    "Burnish runs no code from model folders; use a model that transformers itself has",
+                )
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if key in LIMITS and value is not None and not (whole and 0 < value <= LIMITS[key]):
+                raise ModelError(f"The configuration's {key} is {value!r}", str(path), "use an undamaged config.json")
+    if str(config.get("model_type")) not in CONFIG_MAPPING_NAMES:
         raise ModelError(
             f'Unknown model_type "{config.get("model_type")}"', str(path), "use a model that transformers itself has"
         )
-    for key in ("hidden_size", "vocab_size", "num_hidden_layers", "d_model", "n_embd", "n_layer", "intermediate_size"):
-        value = config.get(key, 1)
-        if value is not None and (not isinstance(value, int) or not 0 < value <= 10_000_000):
-            raise ModelError(f"The configuration's {key} is {value!r}", str(path), "use an undamaged config.json")
 
 
 def _kind(config: Mapping[str, Any]) -> Kind:
@@ -198,7 +205,7 @@ def _kind(config: Mapping[str, Any]) -> Kind:
         MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     )
 
-    model_type, named = str(config["model_type"]), str((config.get("architectures") or [""])[0])
+    model_type, named = str(config["model_type"]), str(config.get("architectures"))
     two_sided = config.get("is_encoder_decoder") or "ConditionalGeneration" in named or "Seq2Seq" in named
     if two_sided and model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
         return "encoder-decoder"
@@ -333,7 +340,10 @@ def load(
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     folder = files or base.folder
-    config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+    try:
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+    except Exception as problem:
+        raise _unloadable(problem, folder) from None
     if head.kind != "language":
         config.num_labels = head.size
         if head.kind != "number":
@@ -348,9 +358,10 @@ def load(
         for name in list(config.to_dict()):
             if ("dropout" in name or name.endswith("pdrop")) and isinstance(getattr(config, name, None), float):
                 setattr(config, name, dropout)
-    torch.manual_seed(seed)
     auto = getattr(transformers, _auto(base, head))
     try:
+        _check_room(auto, config, folder)
+        torch.manual_seed(seed)
         if base.random and files is None:
             hf, missing = auto.from_config(config, dtype=torch.float32), frozenset[str]()
         else:
@@ -371,8 +382,7 @@ def load(
     except ModelError:
         raise
     except Exception as problem:
-        reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
-        raise ModelError(f"transformers cannot load the model: {reason}", str(folder), "check its files") from None
+        raise _unloadable(problem, folder) from None
     if missing and (head.kind == "language" or files is not None):
         raise ModelError(
             f"The weights lack {len(missing)} tensors, first {min(missing)}", str(folder), "fetch them anew"
@@ -380,10 +390,44 @@ def load(
     bad = [name for name, value in hf.named_parameters() if not torch.isfinite(value).all()]
     if bad:
         raise ModelError(f"{len(bad)} tensors hold NaN or infinity, first {bad[0]}", str(folder), "fetch them anew")
-    if hf.config.get_text_config().pad_token_id is None and head.kind != "language":
-        hf.config.pad_token_id = None
+    if head.kind != "language" and base.kind == "decoder" and not hasattr(hf, "score"):
+        raise ModelError(
+            f"{type(hf).__name__} does not read its head at the last token",
+            str(folder),
+            "set method.kind to sft: the model then answers with the label's words",
+        )
+    align(hf)
     hf.train()
     return Model(hf.to(device), base, head, missing)
+
+
+def align(hf: nn.Module) -> None:
+    """Move weights that a file was mapped to onto 64-byte boundaries.
+
+    Vector units sum in an order that depends on where a tensor begins, so the same weights read from another file
+    would give logits that differ in their last bit.
+    """
+    for value in (*hf.parameters(), *hf.buffers()):
+        if value.data_ptr() % 64:
+            value.data = value.data.clone()
+
+
+def _check_room(auto: Any, config: Any, folder: Path) -> None:
+    """Refuse a model that this machine's memory cannot hold, before any of it is allocated."""
+    with torch.device("meta"):
+        needed = 4 * count(auto.from_config(config).parameters())
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise ModelError(
+            f"The model needs {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free",
+            str(folder),
+            "use a smaller base, or free memory",
+        )
+
+
+def _unloadable(problem: Exception, folder: Path) -> ModelError:
+    reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
+    return ModelError(f"transformers cannot load the model: {reason}", str(folder), "check its files")
 
 
 def _auto(base: Base, head: Head) -> str:
