@@ -40,7 +40,9 @@ def label_text(label: object) -> str:
 def as_messages(example: Example, told: str, with_answer: bool = True) -> Example:
     """The same row (same id and place) as one user turn and, if wanted, the label as the answer."""
     if example.messages:
-        system = () if not told or any(turn.role == "system" for turn in example.messages) else (Message("system", told),)
+        system = (
+            () if not told or any(turn.role == "system" for turn in example.messages) else (Message("system", told),)
+        )
         turns = example.messages if with_answer else example.prompt
         return replace(example, messages=(*system, *turns))
     text = example.text if example.pair is None else f"{example.text}\n{example.pair}"

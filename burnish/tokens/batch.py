@@ -95,7 +95,7 @@ def _padded(rows: Sequence[np.ndarray], pad: int, left: bool) -> tuple[Tensor, T
 
 
 def by_budget(rows: Sequence[Tokens], budget: int) -> list[list[int]]:
-    """Indices of rows grouped by like length so that rows x longest stays within `budget` tokens (one row always fits)."""
+    """Indices of rows in groups of like length; rows x longest stays within `budget` tokens (one row always fits)."""
     order = sorted(range(len(rows)), key=lambda i: -rows[i].length)
     groups: list[list[int]] = []
     room = 0

@@ -15,7 +15,7 @@ import numpy as np
 
 from burnish.errors import TokenError
 from burnish.records import Example, Message, Problem
-from burnish.tokens.template import Template, render
+from burnish.tokens.template import Rendered, Template, render
 from burnish.tokens.tokenizer import Tokenizer
 
 Target = Literal["answers", "all", "document", "label"]
@@ -109,17 +109,20 @@ class Encoding:
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """ids that are sent to the model so that it answers: equal to the start of the same row in training."""
-        if self.kind == "encoder-decoder":
-            rendered = render(self.template, messages, self.tokenizer, generation_prompt=True)
-            return self._source(rendered.text)
         rendered = render(self.template, messages, self.tokenizer, generation_prompt=True)
-        ids, _ = _aligned(rendered.text, [(start, end) for start, end, _ in rendered.spans], self.tokenizer)
-        return ids
+        if self.kind == "encoder-decoder":
+            return self._source(rendered)
+        return _aligned(rendered, len(rendered.text), self.tokenizer)[0]
 
     def answer_ids(self, messages: Sequence[Message], prompt: Sequence[int]) -> list[int]:
         """ids of the last answer as training would teach them, after `prompt` = prompt_ids(messages[:-1])."""
-        ids: list[int] = self._whole(messages).ids.tolist()
-        return ids if self.kind == "encoder-decoder" else ids[len(prompt) :]
+        turns = [*(replace(turn, weight=0.0) for turn in messages[:-1]), replace(messages[-1], weight=1.0)]
+        ids: list[int] = self._whole(turns).ids.tolist()
+        if self.kind == "encoder-decoder":
+            return ids
+        if ids[: len(prompt)] != list(prompt):
+            raise TokenError("This answer does not go on from that prompt", do="give prompt_ids of the turns before it")
+        return ids[len(prompt) :]
 
     # --- the three ways a row is read ---
 
@@ -133,8 +136,10 @@ class Encoding:
             if over >= len(text) or example.pair is not None:
                 raise _too_long(example, len(ids), self.max_length, "error")
             ids = [*self.tokenizer.prefix, *text[:-over], *self.tokenizer.suffix]
-        if not ids:
-            raise RowProblem(Problem("The text has no token", str(example.where), "remove the row", "error", example.id))
+        if len(ids) <= len(self.tokenizer.prefix) + len(self.tokenizer.suffix):
+            raise RowProblem(
+                Problem("The text has no token", str(example.where), "remove the row", "error", example.id)
+            )
         label = self._target(example)
         told = np.asarray(ids, dtype=np.int32)
         return [Tokens(told, np.zeros(len(ids), np.float32), example.id, str(example.where), None, label)], max(over, 0)
@@ -155,7 +160,13 @@ class Encoding:
     def _index(self, name: str, example: Example) -> int:
         if name not in self.labels:
             raise RowProblem(
-                Problem(f'The label "{name}" is not one of this model\'s classes', str(example.where), "", "error", example.id)
+                Problem(
+                    f'The label "{name}" is not one of this model\'s classes',
+                    str(example.where),
+                    "",
+                    "error",
+                    example.id,
+                )
             )
         return self.labels[name]
 
@@ -164,7 +175,9 @@ class Encoding:
         text = example.text or example.surface
         inner = tokenizer.encode_text(text)
         if not inner:
-            raise RowProblem(Problem("The text has no token", str(example.where), "remove the row", "error", example.id))
+            raise RowProblem(
+                Problem("The text has no token", str(example.where), "remove the row", "error", example.id)
+            )
         closing = list(tokenizer.suffix)
         eos = tokenizer.id("eos")
         if self.end and eos is not None and eos not in closing and self.kind == "decoder":
@@ -172,12 +185,13 @@ class Encoding:
         ids = [*tokenizer.prefix, *inner, *closing]
         if len(ids) > self.max_length and self.too_long != "split":
             if self.too_long == "cut-prompt":
+                do = "set data.too_long to split"
                 raise RowProblem(
-                    Problem("A document has no prompt to cut", str(example.where), "set data.too_long to split", "error")
+                    Problem("A document has no prompt to cut", str(example.where), do, "error", example.id)
                 )
             raise _too_long(example, len(ids), self.max_length, self.too_long)
         pieces = []
-        stride = self.max_length - 1 if self.kind == "decoder" else self.max_length  # each id is predicted exactly once
+        stride = max(self.max_length - (self.kind == "decoder"), 1)  # each id is predicted exactly once
         for start in range(0, max(len(ids) - (self.kind == "decoder"), 1), stride):
             told = np.asarray(ids[start : start + self.max_length], dtype=np.int32)
             weights = np.ones(len(told), np.float32)
@@ -210,7 +224,7 @@ class Encoding:
         return self.max_length + min(len(tokens.source), len(tokens.ids), self.max_length)
 
     def fit(self, example: Example) -> tuple[Message, ...]:
-        """The turns of a row, its longest question shortened at its end until question and answer fit."""
+        """The turns of a row, its longest questions shortened at their ends until all fits with the answers whole."""
 
         def over(turns: Sequence[Message]) -> int:
             tokens = self._whole(turns)
@@ -219,21 +233,22 @@ class Encoding:
         return self._shortened(example, over)
 
     def fit_prompt(self, question: Example, limit: int) -> tuple[Message, ...]:
-        """The turns of a question, its longest text shortened at its end until the prompt has at most `limit` tokens."""
+        """A question with its longest texts shortened at their ends until its prompt has at most `limit` ids."""
         return self._shortened(question, lambda turns: len(self.prompt_ids(turns)) - limit)
 
     def _shortened(self, example: Example, over: Callable[[Sequence[Message]], int]) -> tuple[Message, ...]:
         turns = list(example.messages)
-        for _ in range(12):
+        for _ in range(64):
             excess = over(turns)
             if excess <= 0:
                 return tuple(turns)
             places = [i for i, turn in enumerate(turns) if turn.role != "assistant"]
             longest = max(places, key=lambda i: len(turns[i].content), default=None)
-            ids = self.tokenizer.encode_text(turns[longest].content) if longest is not None else []
-            if longest is None or len(ids) <= excess:
+            size = len(self.tokenizer.encode_text(turns[longest].content)) if longest is not None else 0
+            if longest is None or size <= 1:
                 break
-            turns[longest] = replace(turns[longest], content=self.tokenizer.decode(ids[: len(ids) - excess]))
+            kept = max(size - excess, size // 2)  # half at most, so that several long turns share the loss
+            turns[longest] = replace(turns[longest], content=self.tokenizer.cut(turns[longest].content, kept))
         raise RowProblem(
             Problem(
                 f"The answer leaves no room for its prompt within {self.max_length} tokens",
@@ -248,35 +263,44 @@ class Encoding:
         if self.kind == "encoder-decoder":
             return self._pair(messages, identity, where)
         rendered = render(self.template, messages, self.tokenizer)
-        ids, edges = _aligned(rendered.text, [(start, end) for start, end, _ in rendered.spans], self.tokenizer)
-        weights = np.ones(len(ids), np.float32) if self.target == "all" else np.zeros(len(ids), np.float32)
-        for (start, end), (_, _, weight) in zip(edges, rendered.spans, strict=True):
-            if self.target != "all":
-                weights[start:end] = weight
+        end, closed = len(rendered.text), True
+        taught = [span for span in rendered.spans if span[2]]
+        if taught and messages[-1].role == "assistant" and messages[-1].weight:
+            last = taught[-1][1]
+            closed = bool(rendered.text[last:].strip()) and self.target == "all"  # else it ends where the answer does
+            end = end if closed else last
+        elif taught and self.target == "answers":  # what stands after the last answer can teach nothing
+            end = taught[-1][1]
+        ids, places = _aligned(rendered, end, self.tokenizer)
+        weights = np.full(len(ids), float(self.target == "all"), np.float32)
+        for start, stop, weight in rendered.spans:
+            if stop <= end:
+                weights[places[start] : places[stop]] = weight
         eos = self.tokenizer.id("eos")
-        ends = rendered.spans[-1][1] if rendered.spans else 0
-        if eos is not None and rendered.spans and not rendered.text[ends:].strip() and ids[edges[-1][1] - 1] not in (
-            self.tokenizer.special_ids | set(self.tokenizer.eos_ids)
-        ):  # the template closes no turn: teach the model to stop all the same
-            ids, weights = [*ids[: edges[-1][1]], eos], np.append(weights[: edges[-1][1]], np.float32(1.0))
-        if len(weights):
-            weights[0] = 0.0
-        if self.target == "answers" and weights.any():  # what stands after the last answer can teach nothing
-            keep = int(np.flatnonzero(weights)[-1]) + 1
-            ids, weights = ids[:keep], weights[:keep]
+        if not closed and eos is not None and ids[-1:] != [eos] and ids[-1] not in self.tokenizer.closing_ids:
+            ids, weights = [*ids, eos], np.append(weights, np.float32(messages[-1].weight))
+        weights[:1] = 0.0  # nothing stands before it to predict it from
         return Tokens(np.asarray(ids, dtype=np.int32), weights, identity, where)
 
     def _pair(self, messages: Sequence[Message], identity: str, where: str) -> Tokens:
         answered = bool(messages) and messages[-1].role == "assistant"
-        question = render(self.template, messages[:-1] if answered else messages, self.tokenizer, generation_prompt=True)
+        question = render(
+            self.template, messages[:-1] if answered else messages, self.tokenizer, generation_prompt=True
+        )
         ids = self.tokenizer.encode_plain(messages[-1].content) if answered else []
+        eos = self.tokenizer.id("eos")
+        if answered and eos is not None and eos not in self.tokenizer.suffix:
+            ids.append(eos)
         weights = np.full(len(ids), messages[-1].weight if answered else 0.0, np.float32)
-        source = np.asarray(self._source(question.text), dtype=np.int32)
+        source = np.asarray(self._source(question), dtype=np.int32)
         return Tokens(np.asarray(ids, dtype=np.int32), weights, identity, where, source)
 
-    def _source(self, text: str) -> list[int]:
-        bos = self.tokenizer.bos_text
-        return self.tokenizer.encode_plain(text.removeprefix(bos) if bos else text)
+    def _source(self, rendered: Rendered) -> list[int]:
+        """What an encoder reads: control tokens of the template count, and the model's own stand around the text."""
+        text, tokenizer = rendered.text, self.tokenizer
+        skipped = len(tokenizer.bos_text) if tokenizer.bos_text and text.startswith(tokenizer.bos_text) else 0
+        guarded = [(start - skipped, end - skipped) for start, end in rendered.guarded]
+        return [*tokenizer.prefix, *tokenizer.encode(text[skipped:], guarded), *tokenizer.suffix]
 
 
 class RowProblem(TokenError):
@@ -294,7 +318,10 @@ def encode_all(
     rows: list[Tokens] = []
     problems: list[tuple[Example, Problem]] = []
     count = Count()
-    unknown = encoding.tokenizer.id("unk")
+    tokenizer = encoding.tokenizer
+    unknown = tokenizer.id("unk")
+    if unknown in (tokenizer.id("bos"), tokenizer.id("eos"), tokenizer.id("pad")):  # GPT-2 names one token thrice
+        unknown = None
     for example in examples:
         try:
             pieces, cut = encoding.encode(example)
@@ -337,26 +364,28 @@ def _nothing_trained(example: Example) -> RowProblem:
     )
 
 
-def _aligned(
-    text: str, spans: Sequence[tuple[int, int]], tokenizer: Tokenizer
-) -> tuple[list[int], list[tuple[int, int]]]:
-    """ids of `text` and the spans in token positions, cutting the text only where a token would straddle an edge.
+def _aligned(rendered: Rendered, end: int, tokenizer: Tokenizer) -> tuple[list[int], dict[int, int]]:
+    """ids of the first `end` characters of a text, and the token position of each edge of an answer within them.
 
-    Where every edge falls between two tokens the ids are those any server makes of the whole text.
+    The text is cut only where a token would straddle an edge; elsewhere the ids are those any server makes of the
+    whole.  What stands before an edge is settled without looking beyond it, so a prompt is a prefix of its row.
     """
-    whole = tokenizer.encode(text)
-    edges = sorted({edge for span in spans for edge in span} - {0, len(text)})
-    places = {0: 0, len(text): len(whole)}
-    for edge in edges:
-        head = tokenizer.encode(text[:edge])
-        if whole[: len(head)] != head:
-            break
-        places[edge] = len(head)
-    else:
-        return whole, [(places[start], places[end]) for start, end in spans]
+    text, guarded = rendered.text, rendered.guarded
+    edges = sorted({edge for start, stop, _ in rendered.spans for edge in (start, stop) if 0 < edge < end} | {end})
     ids: list[int] = []
     places = {0: 0}
-    for start, end in zip([0, *edges], [*edges, len(text)], strict=True):
-        ids += tokenizer.encode(text[:end]) if start == 0 else tokenizer.encode_continuation(text[start:end])
-        places[end] = len(ids)
-    return ids, [(places[start], places[end]) for start, end in spans]
+    base = last = settled = 0  # text[:base] became ids[:settled] for good
+
+    def encoded(stop: int) -> list[int]:
+        inside = [(max(a, base) - base, min(b, stop) - base) for a, b in guarded if b > base and a < stop]
+        before = [place for place in (tokenizer.controls_in(text[:base], guarded) if base else []) if place[1] == base]
+        return tokenizer.encode(text[base:stop], inside, bool(base) and not before)
+
+    for edge in edges:
+        told = encoded(edge)
+        if told[: len(ids) - settled] != ids[settled:]:
+            base, settled = last, len(ids)
+            told = encoded(edge)
+        ids = [*ids[:settled], *told]
+        places[edge], last = len(ids), edge
+    return ids, places

@@ -7,12 +7,15 @@ transformers gives for the same text, and the few facts that decide correctness:
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer as Backend
+from tokenizers import processors
 
 from burnish.errors import ModelError, TokenError
 
@@ -60,12 +63,13 @@ class Tokenizer:
             told = told.get("content") if isinstance(told, dict) else told
             if isinstance(told, str) and backend.token_to_id(told) is not None:
                 special[name] = told
+        _add_flags(backend, config, special)
         generation = read_json(folder / "generation_config.json", optional=True)
         model = read_json(folder / "config.json", optional=True)
         stops = generation.get("eos_token_id", model.get("eos_token_id"))
         ids = [stops] if isinstance(stops, int) else list(stops or [])
         if "eos" in special:
-            ids.append(int(backend.token_to_id(special["eos"])))
+            ids.append(backend.token_to_id(special["eos"]))
         size = backend.get_vocab_size()
         ids = [i for i in dict.fromkeys(ids) if isinstance(i, int) and 0 <= i < size and "eos" in special]
         return Tokenizer(backend, special, _chat_template(folder, config), tuple(ids), folder, size, config)
@@ -74,9 +78,35 @@ class Tokenizer:
         """The id of bos, eos, pad, unk, mask, cls or sep; None where the model has none."""
         return self.backend.token_to_id(self.special[name]) if name in self.special else None
 
-    def encode(self, text: str) -> list[int]:
-        """ids of rendered text: special tokens spelt in it count, none are added."""
-        return list(self.backend.encode(text, add_special_tokens=False).ids)
+    def encode(self, text: str, guarded: Sequence[tuple[int, int]] = (), continued: bool = False) -> list[int]:
+        """ids of rendered text: control tokens spelt in it count, none are added.
+
+        guarded: (start, end) characters within which a control token is ordinary text.
+        continued: the text goes on from other text, so that no word-start mark is put before it.
+        """
+        if not guarded and not continued:
+            return list(self.backend.encode(text, add_special_tokens=False).ids)
+        ids: list[int] = []
+        at, backend = 0, self._continuing if continued else self._guarded
+        for start, end in self.controls_in(text, guarded):
+            ids += backend.encode(text[at:start], add_special_tokens=False).ids if start > at else []
+            ids.append(self._added[text[start:end].strip()])
+            at, backend = end, self._inner
+        return ids + list(backend.encode(text[at:], add_special_tokens=False).ids if at < len(text) else [])
+
+    def controls_in(self, text: str, guarded: Sequence[tuple[int, int]] = ()) -> list[tuple[int, int]]:
+        """(start, end) of every control token of a text outside `guarded`, which is sorted and does not overlap."""
+        found, at = [], 0
+        for start, end in [*guarded, (len(text), len(text))]:
+            found += [match.span() for match in self.controls.finditer(text, at, start)]
+            at = end
+        return found
+
+    def spells_control(self, text: str) -> bool:
+        """Whether a control token is spelt in a text."""
+        if self._literal_controls:
+            return self.controls.search(text) is not None
+        return self.encode(text) != self.encode_text(text)
 
     def encode_plain(self, text: str, pair: str | None = None) -> list[int]:
         """ids of a user's text as this model was pre-trained to read it (its own BOS, CLS, SEP ...).
@@ -91,28 +121,48 @@ class Tokenizer:
 
     def encode_continuation(self, text: str) -> list[int]:
         """ids of text that goes on from other text: no word-start mark is put before it."""
-        return list(self._continuing.encode(text, add_special_tokens=False).ids)
+        return self.encode(text, continued=True)
 
     def decode(self, ids: list[int], special: bool = False) -> str:
         """Text of ids; control tokens are shown when `special`."""
         return str(self.backend.decode(ids, skip_special_tokens=not special))
 
+    def cut(self, text: str, most: int) -> str:
+        """The start of a text that has about `most` tokens: always shorter than the text, never half a character."""
+        offsets = self._guarded.encode(text, add_special_tokens=False).offsets
+        kept = text[: offsets[most - 1][1]] if 0 < most <= len(offsets) else ""
+        return kept if len(kept) < len(text) else text[:-1]
+
     def pieces(self, ids: list[int]) -> list[str]:
-        """Each id's own text such that joined pieces read as `decode` would; for display."""
-        shown, told = [], ""
+        """Each id's own text such that joined pieces read as `decode` would; for display.
+
+        A character made of several ids stands at its last one.
+        """
+        shown: list[str] = []
+        before, read = 0, 0  # ids[before:read] are shown already: they tell the decoder what stands to the left
         for end in range(1, len(ids) + 1):
-            text = self.decode(ids[:end], special=True) if end <= 64 else told + self.decode([ids[end - 1]], special=True)
-            if text.endswith("�") and end < len(ids):
+            known = self.decode(ids[before:read], special=True)
+            text = self.decode(ids[before:end], special=True)
+            if text.endswith("�") and end < len(ids) and end - read < 4:  # UTF-8 takes four bytes at most
                 shown.append("")
                 continue
-            shown.append(text[len(told) :])
-            told = text
+            shown.append(text[len(known) :])
+            before, read = read, end
         return shown
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
         """Every control token."""
         return frozenset(i for i, token in self.backend.get_added_tokens_decoder().items() if token.special)
+
+    @cached_property
+    def _added(self) -> dict[str, int]:
+        return {token.content.strip(): i for i, token in self.backend.get_added_tokens_decoder().items()}
+
+    @cached_property
+    def closing_ids(self) -> frozenset[int]:
+        """Every id that may end a turn: control tokens, and what else ends a generated text."""
+        return self.special_ids.union(self.eos_ids) - ({self.id("unk")} - set(self.eos_ids))
 
     @cached_property
     def prefix(self) -> tuple[int, ...]:
@@ -130,35 +180,75 @@ class Tokenizer:
         return self.special["bos"] if self.id("bos") in self.prefix else ""
 
     @cached_property
+    def controls(self) -> re.Pattern[str]:
+        """Matches a control token as the backend does: the longest first, with the blanks it swallows."""
+        told = [token for token in self.backend.get_added_tokens_decoder().values() if token.special]
+        told.sort(key=lambda token: -len(token.content))
+        parts = [
+            r"\s*" * token.lstrip
+            + r"(?<!\w)" * token.single_word
+            + re.escape(token.content)
+            + r"(?!\w)" * token.single_word
+            + r"\s*" * token.rstrip
+            for token in told
+        ]
+        return re.compile("|".join(parts) or r"(?!)")
+
+    @cached_property
+    def _literal_controls(self) -> bool:
+        """Whether control tokens are looked for in the text as it is, not in its normalised form."""
+        added = self.backend.get_added_tokens_decoder().values()
+        return self.backend.normalizer is None or not any(token.special and token.normalized for token in added)
+
+    @cached_property
     def _around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        inner, outer = self.backend.encode("a", add_special_tokens=False).ids, self.backend.encode("a").ids
-        for start in range(len(outer) - len(inner) + 1):
-            if outer[start : start + len(inner)] == inner:
-                return tuple(outer[:start]), tuple(outer[start + len(inner) :])
+        for probe in ("a", "0", *self.backend.get_vocab()):
+            told = self.backend.encode(probe)
+            if (inner := len(told.ids) - sum(told.special_tokens_mask)) > 0:
+                start = told.special_tokens_mask.index(0)
+                if any(told.special_tokens_mask[start : start + inner]):
+                    break
+                return tuple(told.ids[:start]), tuple(told.ids[start + inner :])
         raise TokenError("This tokenizer changes text when it adds control tokens", str(self.folder))
 
     @cached_property
     def _guarded(self) -> Backend:
-        copy = Backend.from_str(self.backend.to_str())
-        copy.encode_special_tokens = True
-        return copy
+        return _copy(self.backend.to_str())
+
+    @cached_property
+    def _inner(self) -> Backend:
+        """For text that follows a control token: the mark of the first word of all is not put before it."""
+        told = json.loads(self.backend.to_str())
+        changed = False
+        for item in _stages(told, "pre_tokenizer"):
+            if item.get("type") == "Metaspace" and item.get("prepend_scheme") == "first":
+                item["prepend_scheme"], changed = "never", True
+        return _copy(json.dumps(told)) if changed else self._guarded
 
     @cached_property
     def _continuing(self) -> Backend:
         told = json.loads(self.backend.to_str())
-        for part in ("normalizer", "pre_tokenizer"):
-            stage = told.get(part) or {}
-            inner = stage.get("normalizers", stage.get("pretokenizers"))
-            for item in [stage] if inner is None else inner:
-                if item.get("type") == "Metaspace":
-                    item["prepend_scheme"] = "never"
-                if item.get("type") == "ByteLevel":
-                    item["add_prefix_space"] = False
-            if inner is not None:
-                inner[:] = [item for item in inner if item.get("type") != "Prepend"]
-            elif stage.get("type") == "Prepend":
-                told[part] = None
-        return Backend.from_str(json.dumps(told))
+        for item in [*_stages(told, "normalizer"), *_stages(told, "pre_tokenizer")]:
+            if item["type"] == "Metaspace":
+                item["prepend_scheme"] = "never"
+            if item["type"] == "ByteLevel":
+                item["add_prefix_space"] = False
+            if item["type"] == "Prepend":
+                item["prepend"] = ""
+        return _copy(json.dumps(told))
+
+
+def _copy(told: str) -> Backend:
+    """A backend that reads control tokens as ordinary text."""
+    backend = Backend.from_str(told)
+    backend.encode_special_tokens = True
+    return backend
+
+
+def _stages(told: dict[str, Any], part: str) -> list[dict[str, Any]]:
+    stage = told.get(part) or {}
+    inner = stage.get("normalizers", stage.get("pretokenizers"))
+    return inner if inner is not None else [stage] if stage else []
 
 
 def read_json(path: Path, optional: bool = False) -> dict[str, Any]:
@@ -168,12 +258,24 @@ def read_json(path: Path, optional: bool = False) -> dict[str, Any]:
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
     except OSError as problem:
-        raise ModelError(f"{path.name} cannot be read: {problem.strerror}", str(path), "is this a model folder?") from None
+        raise ModelError(
+            f"{path.name} cannot be read: {problem.strerror}", str(path), "is this a model folder?"
+        ) from None
     except (ValueError, RecursionError) as problem:
         raise ModelError(f"{path.name} is not valid JSON: {problem}", str(path), "fetch it anew") from None
     if not isinstance(told, dict):
         raise ModelError(f"{path.name} is not a JSON object", str(path), "fetch it anew")
     return told
+
+
+def _add_flags(backend: Backend, config: dict[str, Any], special: dict[str, str]) -> None:
+    """Where the configuration says whether BOS and EOS are added, that counts, as in transformers 5."""
+    if "add_bos_token" in config or "add_eos_token" in config:
+        bos, eos = (special.get(name, "") if config.get(f"add_{name}_token") else "" for name in ("bos", "eos"))
+        single = f"{bos and bos + ':0 '}$A:0{eos and ' ' + eos + ':0'}"
+        pair = f"{single}{bos and ' ' + bos + ':1'} $B:1{eos and ' ' + eos + ':1'}"
+        used = [(token, backend.token_to_id(token)) for token in dict.fromkeys((bos, eos)) if token]
+        backend.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=used)
 
 
 def _chat_template(folder: Path, config: dict[str, Any]) -> str:
@@ -191,7 +293,8 @@ def _convert(folder: Path) -> Backend:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False).backend_tokenizer
+        backend: Backend = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False).backend_tokenizer
+        return backend
     except Exception as problem:
         reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
         raise ModelError(
