@@ -1,0 +1,175 @@
+"""The main job on real data and real small models: one climb for each case, its scores and comparisons as a table.
+
+    BURNISH_SHARED=FOLDER python benchmarks/real.py [CASE ...] [--json]
+
+FOLDER holds data/ and models/ as the cases below name them; without CASE all of them run.  What a case asserts is
+written beside it; exit code 1 when one does not hold.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import burnish
+from burnish.records import Event, Report
+
+CASES: dict[str, dict[str, Any]] = {
+    "sst2": {
+        "goal": {"task": "classify", "target": 0.75},
+        "data": {"files": ["data/sentiment-sst2/train.txt"], "test_files": ["data/sentiment-sst2/dev.txt"]},
+        "base": "burnish-tiny",
+        "train": {"epochs": 3},
+    },
+    "sst2-bitnet": {
+        "goal": {"task": "classify", "target": 0.7},
+        "data": {
+            "files": ["data/sentiment-sst2/train.txt"],
+            "test_files": ["data/sentiment-sst2/dev.txt"],
+            "limit": 3000,
+            "too_long": "cut-prompt",
+        },
+        "base": "models/stories3m-bitnet",
+        "train": {"epochs": 3},
+    },
+    "movie-reviews": {
+        "goal": {"task": "classify", "target": 0.7},
+        "data": {
+            "files": ["data/sentiment-movie-reviews/data.jsonl"],
+            "too_long": "cut-prompt",
+            "on_problem": "drop",
+            "test": 0.3,
+        },
+        "base": "burnish-tiny",
+        "train": {"epochs": 4, "batch_size": 8},
+    },
+    "trec": {
+        "goal": {"task": "classify", "target": 0.8},
+        "data": {"files": ["data/topic-trec/train.txt"], "on_problem": "drop"},
+        "base": "burnish-tiny",
+        "train": {"epochs": 3},
+        "few-shot": {"shots": [6]},
+    },
+    "tales": {
+        "goal": {"task": "write", "metric": "perplexity"},
+        "data": {"files": ["data/story-grimm-en/tales.jsonl"], "test": 0.25},
+        "base": "burnish-tiny",
+        "train": {"epochs": 5, "batch_size": 8},
+    },
+    "tales-stories3m": {
+        "goal": {"task": "write", "metric": "perplexity"},
+        "data": {"files": ["data/story-grimm-en/tales.jsonl"], "test": 0.25},
+        "base": "models/stories3m-bitnet",
+        "train": {"epochs": 3, "batch_size": 8},
+    },
+    "solubility": {
+        "goal": {"task": "regress"},
+        "data": {"files": ["data/chem-solubility/data.csv"], "test": 0.25, "on_problem": "drop"},
+        "base": "models/smiles-albert",
+        "train": {"epochs": 15, "batch_size": 8},
+    },
+    "tox21": {
+        "goal": {"task": "classify", "metric": "f1-micro"},
+        "data": {"files": ["data/chem-tox21/data.csv"], "test": 0.25, "on_problem": "drop"},
+        "base": "models/smiles-albert",
+        "train": {"epochs": 10, "batch_size": 8},
+    },
+    "pronunciation": {
+        "goal": {"task": "answer", "metric": "exact-match"},
+        "data": {
+            "files": ["data/g2p-pronunciation/gb-train.jsonl"],
+            "test_files": ["data/g2p-pronunciation/gb-dev.jsonl"],
+            "columns": {"prompt": "word", "completion": "phonemes"},
+            "on_problem": "drop",
+        },
+        "base": "models/g2p-bart-en-us",
+        "rungs": ["zero-shot", "lora", "full"],
+        "train": {"epochs": 4},
+        "evaluate": {"max_new_tokens": 40},
+    },
+}
+
+
+def better(report: Report, a: str, b: str, p: float = 0.01) -> bool:
+    """Whether rung b beats rung a with Holm-corrected p below `p`."""
+    for item in report.comparisons:
+        if {item.a, item.b} == {a, b}:
+            higher = next(rung for rung in report.rungs if rung.rung == a).scores[0].higher
+            gain = item.difference if item.b == b else -item.difference
+            return item.p_holm < p and (gain > 0) == higher
+    return False
+
+
+EXPECTED: dict[str, Callable[[Report], bool]] = {
+    "sst2": lambda report: better(report, "few-shot", "lora"),
+    "sst2-bitnet": lambda report: better(report, "few-shot", "lora"),
+    "tales": lambda report: better(report, "zero-shot", "lora") and better(report, "zero-shot", "full"),
+    "tales-stories3m": lambda report: better(report, "zero-shot", "lora"),
+    "solubility": lambda report: better(report, "baseline", "full"),
+    "pronunciation": lambda report: better(report, "zero-shot", "full"),
+}
+
+
+def run(name: str, shared: Path, folder: Path) -> tuple[Report, float]:
+    told = json.loads(json.dumps(CASES[name]))
+    for key in ("files", "test_files"):
+        if key in told["data"]:
+            told["data"][key] = [str(shared / item) for item in told["data"][key]]
+    if "/" in told["base"]:
+        told["base"] = str(shared / told["base"])
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({"name": name, **told}))
+    clock = time.time()
+    return burnish.climb(str(path), say=_say), time.time() - clock
+
+
+def _say(phase: str, event: Event) -> None:
+    if event.kind in ("started", "finished"):
+        print(f"  {phase} {event.kind}", file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    shared = os.environ.get("BURNISH_SHARED")
+    if not shared:
+        print("set BURNISH_SHARED to the folder that holds data/ and models/", file=sys.stderr)
+        return 2
+    names = [item for item in sys.argv[1:] if not item.startswith("-")] or list(CASES)
+    failed, told = [], {}
+    home = Path(os.environ.get("BURNISH_HOME", tempfile.mkdtemp()))
+    os.environ["BURNISH_HOME"] = str(home)
+    home.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        report, seconds = run(name, Path(shared), home)
+        print(f"\n{name}: {report.goal['metric']}, n = {report.rungs[-1].scores[0].n}, {seconds:.0f} s")
+        for rung in report.rungs:
+            if rung.skipped:
+                print(f"  {rung.rung:18} skipped: {rung.skipped}")
+                continue
+            shown = "  ".join(f"{s.metric} {s.value:.4g} ({s.low:.4g} to {s.high:.4g})" for s in rung.scores[:3])
+            print(f"  {rung.rung:18} {shown}  {rung.seconds:.0f} s")
+        for item in report.comparisons:
+            print(f"    {item.b} - {item.a}: {item.difference:+.4g}, p {item.p_holm:.2g} ({item.test})")
+        print(f"  {report.verdict.sentence}", flush=True)
+        for rung in report.rungs:
+            for sample in rung.samples[:1]:
+                print(f"    {rung.rung}: {sample['prompt']} | {sample['text'][:300]!r}")
+        if not EXPECTED.get(name, lambda report: True)(report):
+            failed.append(name)
+        told[name] = {rung.rung: rung.scores[0].value for rung in report.rungs if rung.scores}
+    if "--json" in sys.argv:
+        print(json.dumps({"scores": told, "failed": failed}))
+    elif failed:
+        print(f"\nnot as expected: {', '.join(failed)}")
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
