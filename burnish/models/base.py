@@ -156,7 +156,14 @@ def inspect(name: str, folder: str = ".", random: bool = False) -> Base:
     inner = config.get("text_config")
     text = inner if isinstance(inner, dict) else config
     return Base(
-        name, path, _kind(config), config, context, int(text.get("vocab_size", 0)), digest.hexdigest()[:16], random
+        name,
+        path,
+        _kind(config, path / "config.json"),
+        config,
+        context,
+        int(text.get("vocab_size") or 0),
+        digest.hexdigest()[:16],
+        random,
     )
 
 
@@ -171,9 +178,10 @@ def check_safetensors(path: Path) -> None:
         try:
             header = json.loads(stream.read(length))
             ends = [item["data_offsets"][1] for name, item in header.items() if name != "__metadata__"]
-        except (ValueError, KeyError, TypeError, RecursionError):
+            last = max(ends, default=0)
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
             raise ModelError(f"{path.name} has a broken header", str(path), "fetch it anew") from None
-    if ends and max(ends) != size - 8 - length:
+    if last != size - 8 - length:
         raise ModelError(f"{path.name} is cut short or has bytes too many", str(path), "fetch it anew")
 
 
@@ -198,7 +206,7 @@ def _check_config(config: Mapping[str, Any], path: Path) -> None:
         )
 
 
-def _kind(config: Mapping[str, Any]) -> Kind:
+def _kind(config: Mapping[str, Any], path: Path) -> Kind:
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -217,7 +225,7 @@ def _kind(config: Mapping[str, Any]) -> Kind:
     if model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
         return "encoder-decoder"
     raise ModelError(
-        f'"{model_type}" models are neither decoder, encoder nor encoder-decoder of text', do="use another"
+        f'"{model_type}" models are neither decoder, encoder nor encoder-decoder of text', str(path), "use another"
     )
 
 
@@ -376,17 +384,20 @@ def load(
             )
             missing = frozenset(info["missing_keys"])
             if info["mismatched_keys"] or info.get("error_msgs"):
-                raise ModelError(
-                    f"Tensors do not fit the configuration: {info['mismatched_keys'] or info['error_msgs']}"
-                )
+                odd = info["mismatched_keys"] or info["error_msgs"]
+                raise ModelError(f"Tensors do not fit the configuration: {odd}", str(folder), "fetch them anew")
     except ModelError:
         raise
     except Exception as problem:
         raise _unloadable(problem, folder) from None
-    if missing and (head.kind == "language" or files is not None):
-        raise ModelError(
-            f"The weights lack {len(missing)} tensors, first {min(missing)}", str(folder), "fetch them anew"
-        )
+    body = f"{hf.base_model_prefix}."
+    lacking = sorted(
+        name
+        for name in missing  # a new head may be missing, and a pooler, which belongs to it; nothing else
+        if head.kind == "language" or files is not None or (name.startswith(body) and "pooler" not in name)
+    )
+    if lacking:
+        raise ModelError(f"The weights lack {len(lacking)} tensors, first {lacking[0]}", str(folder), "fetch them anew")
     bad = [name for name, value in hf.named_parameters() if not torch.isfinite(value).all()]
     if bad:
         raise ModelError(f"{len(bad)} tensors hold NaN or infinity, first {bad[0]}", str(folder), "fetch them anew")
