@@ -152,7 +152,7 @@ class NearDuplicates:
                     if jaccard(fetch(one), fetch(other)) >= self.threshold:
                         parent[_root(parent, other)] = _root(parent, one)
                         yield one, other
-                    elif len(unlike) < 1_000_000:
+                    elif len(unlike) < 100_000:
                         unlike.add((one, other))
 
     def close(self) -> None:

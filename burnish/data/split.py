@@ -3,8 +3,8 @@
 In: ids, groups, classes and the two shares.  Out: 0 (train), 1 (validation) or 2 (test) for every row.
 What holds: the same rows give the same split in any order; a group lies on one side; every class gives its share
 to within one row where groups allow it, and keeps a row to train on; test and validation have the rows that their
-shares ask for.  Inside a class rows are ranked by a hash, so one row more moves at most one other row across each
-border of its class (and, where a rounding tips over to another class, one row of that class).
+shares ask for.  Inside a class rows are ranked by a hash, so one row more moves at most eight others, however many there
+are: one across each border of its class, and of a class whose rounding tips over.
 """
 
 from __future__ import annotations
@@ -61,21 +61,20 @@ def split(
     if not len(ids):
         return sides
     _, group = np.unique(groups, return_inverse=True)
+    classes, stratum = np.unique(strata, return_inverse=True)
     names = np.full(group.max() + 1, np.iinfo(np.uint64).max, np.uint64)
     np.minimum.at(names, group, ids)
     sizes = np.bincount(group)
-    pairs, numbers = np.unique(np.stack((group, strata)), axis=1, return_counts=True)
-    common = np.lexsort((pairs[1], -numbers, pairs[0]))
-    first = np.concatenate(([True], np.diff(pairs[0][common]) > 0))
-    stratum = pairs[1][common][first]  # of each group
-
-    classes, stratum = np.unique(stratum, return_inverse=True)
+    pairs, numbers = np.unique(group * len(classes) + stratum, return_counts=True)
+    common = pairs[np.lexsort((pairs, -numbers, pairs // len(classes)))]
+    first = np.concatenate(([True], np.diff(common // len(classes)) > 0))
+    stratum = common[first] % len(classes)  # of each group
     counts = np.bincount(stratum, weights=sizes, minlength=len(classes)).astype(np.int64)
     tests = quotas(counts, test, np.maximum(counts - 1, 0))
     validations = quotas(counts, validation, np.maximum(counts - 1 - tests, 0))
     wanted = np.stack((validations, tests), axis=1).tolist()
     side = np.zeros(len(sizes), np.int8)
-    for at in np.lexsort((names, ranks(names, seed), stratum)).tolist():
+    for at in np.lexsort((names, ranks(names, seed), stratum)):
         left, size = wanted[stratum[at]], int(sizes[at])
         for column, here in ((1, TEST), (0, VALIDATION)):
             if left[column] * 2 >= size and left[column] > 0:
