@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer as Backend
-from tokenizers import processors
 
 from burnish.errors import ModelError, TokenError
 
@@ -63,7 +62,6 @@ class Tokenizer:
             told = told.get("content") if isinstance(told, dict) else told
             if isinstance(told, str) and backend.token_to_id(told) is not None:
                 special[name] = told
-        _add_flags(backend, config, special)
         generation = read_json(folder / "generation_config.json", optional=True)
         model = read_json(folder / "config.json", optional=True)
         stops = generation.get("eos_token_id", model.get("eos_token_id"))
@@ -266,16 +264,6 @@ def read_json(path: Path, optional: bool = False) -> dict[str, Any]:
     if not isinstance(told, dict):
         raise ModelError(f"{path.name} is not a JSON object", str(path), "fetch it anew")
     return told
-
-
-def _add_flags(backend: Backend, config: dict[str, Any], special: dict[str, str]) -> None:
-    """Where the configuration says whether BOS and EOS are added, that counts, as in transformers 5."""
-    if "add_bos_token" in config or "add_eos_token" in config:
-        bos, eos = (special.get(name, "") if config.get(f"add_{name}_token") else "" for name in ("bos", "eos"))
-        single = f"{bos and bos + ':0 '}$A:0{eos and ' ' + eos + ':0'}"
-        pair = f"{single}{bos and ' ' + bos + ':1'} $B:1{eos and ' ' + eos + ':1'}"
-        used = [(token, backend.token_to_id(token)) for token in dict.fromkeys((bos, eos)) if token]
-        backend.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=used)
 
 
 def _chat_template(folder: Path, config: dict[str, Any]) -> str:
