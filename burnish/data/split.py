@@ -3,8 +3,8 @@
 In: ids, groups, classes and the two shares.  Out: 0 (train), 1 (validation) or 2 (test) for every row.
 What holds: the same rows give the same split in any order; a group lies on one side; every class gives its share
 to within one row where groups allow it, and keeps a row to train on; test and validation have the rows that their
-shares ask for.  Inside a class rows are ranked by a hash, so one row more moves at most eight others, however many there
-are: one across each border of its class, and of a class whose rounding tips over.
+shares ask for.  Inside a class rows are ranked by a hash, so one row more moves at most eight others, however many
+there are: one across each border of its class, and of a class whose rounding tips over.
 """
 
 from __future__ import annotations
