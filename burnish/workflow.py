@@ -77,7 +77,7 @@ def check(task: str, *, set: Sequence[str] = (), show: int = 0) -> dict[str, Any
     bad = 0
     for split in ("train", "validation", "test"):
         try:
-            tokens[split] = encode(ladder.rows(split), encoding, contract, told)[1].to_json()
+            tokens[split] = encode(ladder.rows(split), encoding, contract, told).count.to_json()
         except BadRows as rows:
             problems += [problem.to_json() for problem in rows.problems]
             bad += rows.count

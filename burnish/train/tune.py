@@ -22,7 +22,7 @@ from burnish.data.validate import BadRows
 from burnish.errors import DataError
 from burnish.models import base as models
 from burnish.models.base import Base
-from burnish.records import Event, Example
+from burnish.records import Event, Example, Problem
 from burnish.task import Task
 from burnish.tokens import ask
 from burnish.tokens.batch import Batches
@@ -45,6 +45,7 @@ class Job:
     data: Path
     folder: Path
     identity: Mapping[str, Any]
+    columns: Mapping[str, Any]
 
 
 def tune(job: Job) -> Iterator[Event]:
@@ -54,10 +55,12 @@ def tune(job: Job) -> Iterator[Event]:
     under the task's rules, TrainError when training fails.
     """
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it has not written
     settings = job.task.train
     tokenizer = Tokenizer.load(job.base.folder)
     encoding = job.contract.encoding(tokenizer, job.base.kind)
-    rows, counts = _encoded(job, encoding)
+    told = _encoded(job, encoding)
+    train, held = told["train"], told["validation"]
     adapter = kinds.load("adapters", job.rung)
     method = kinds.load("methods", job.method)
     own = method.Settings(**job.method_settings)
@@ -70,12 +73,12 @@ def tune(job: Job) -> Iterator[Event]:
     adapter.attach(model, job.task.rung_settings.get(job.rung, {}), settings.dropout or 0.0, settings.seed)
     if settings.precision == "bf16":
         model.precision = torch.bfloat16
-    planned = plan(settings, len(rows["train"]), job.base.width, adapter.RATE)
+    planned = plan(settings, len(train.tokens), job.base.width, adapter.RATE)
     corrupt = method.corruption(job.base.kind, tokenizer, own) if hasattr(method, "corruption") else None
     pad = tokenizer.id("pad") or 0
     batches, validation = (
-        Batches(rows[split], settings.batch_size, settings.micro_tokens, settings.seed, pad, corrupt)
-        for split in ("train", "validation")
+        Batches(part.tokens, settings.batch_size, settings.micro_tokens, settings.seed, pad, corrupt)
+        for part in (train, held)
     )
     run = loop.Run(
         model,
@@ -84,7 +87,7 @@ def tune(job: Job) -> Iterator[Event]:
         settings,
         planned,
         batches,
-        validation if rows["validation"] else None,
+        validation if held.tokens else None,
         job.folder / "checkpoints",
         dict(job.identity),
     )
@@ -94,13 +97,14 @@ def tune(job: Job) -> Iterator[Event]:
         "method": job.method,
         "parameters": models.count(model.hf.parameters()),
         "trained": trained,
-        "rows": counts["train"].rows,
-        "tokens": counts["train"].to_json(),
+        "rows": train.count.rows,
+        "dropped": len(train.dropped) + len(held.dropped),
+        "tokens": train.count.to_json(),
         **planned.to_json(),
     }
     log = job.folder / "events.jsonl"
     yield Event("started", 0, 0.0, started)
-    if not rows["validation"]:
+    if not held.tokens:
         yield Event("warned", 0, 0.0, {"text": "no validation rows: no early stopping, and the last weights are kept"})
     for event in loop.fit(run):
         _write(log, event)
@@ -115,9 +119,10 @@ def tune(job: Job) -> Iterator[Event]:
         "tokens": run.progress.tokens,
         "trained": trained,
         "method": job.method,
-        "rows": counts["train"].rows,
+        "rows": train.count.rows,
         "learning_rate": planned.peak,
         "stopped": run.progress.done,
+        "columns": dict(job.columns),
     }
     artifacts.save(
         Artifact(job.rung, job.base, job.contract, job.rung, {}, facts), model.eval(), job.folder / "artifact"
@@ -131,23 +136,34 @@ def readable(rows: Sequence[Example], contract: Contract) -> list[Example]:
     return list(rows)
 
 
-def encode(rows: Sequence[Example], encoding: Encoding, contract: Contract, task: Task) -> tuple[list[Tokens], Count]:
+@dataclass(frozen=True)
+class Encoded:
+    """Rows as Tokens, the statement of tokens, and what was dropped because the task says so."""
+
+    tokens: list[Tokens]
+    count: Count
+    dropped: list[Problem]
+
+
+def encode(rows: Sequence[Example], encoding: Encoding, contract: Contract, task: Task) -> Encoded:
     """Every row's Tokens; raises BadRows when a row has none and the task does not say to drop it."""
     tokens, problems, count = encode_all(readable(rows, contract), encoding)
-    told = [problem for _, problem in problems if problem.severity == "error"]
-    if told and task.data.on_problem != "drop":
-        raise BadRows(told, len(told))
-    return tokens, count
+    errors = [problem for _, problem in problems if problem.severity == "error"]
+    if errors and task.data.on_problem != "drop":
+        raise BadRows(errors, len(errors))
+    return Encoded(tokens, count, [problem for _, problem in problems])
 
 
-def _encoded(job: Job, encoding: Encoding) -> tuple[dict[str, list[Tokens]], dict[str, Count]]:
-    rows, counts = {}, {}
-    for split in ("train", "validation"):
-        rows[split], counts[split] = encode(examples(job.data, split), encoding, job.contract, job.task)
-    if not rows["train"]:
-        raise DataError("No row is left to train on", str(job.data), "see dropped.jsonl there for the reasons")
-    store.write_json(job.folder / "tokens.json", {split: count.to_json() for split, count in counts.items()})
-    return rows, counts
+def _encoded(job: Job, encoding: Encoding) -> dict[str, Encoded]:
+    told = {
+        split: encode(examples(job.data, split), encoding, job.contract, job.task) for split in ("train", "validation")
+    }
+    dropped = [{"split": split, **problem.to_json()} for split, part in told.items() for problem in part.dropped]
+    store.write_jsonl(job.folder / "dropped.jsonl", dropped)
+    store.write_json(job.folder / "tokens.json", {split: part.count.to_json() for split, part in told.items()})
+    if not told["train"].tokens:
+        raise DataError("No row is left to train on", str(job.folder / "dropped.jsonl"), "see there for the reasons")
+    return told
 
 
 def _write(path: Path, event: Event) -> None:
