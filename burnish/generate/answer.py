@@ -11,19 +11,22 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
 from burnish.artifact import Contract
+from burnish.errors import TokenError
 from burnish.generate import engine
 from burnish.generate.engine import Sampling
+from burnish.generate.hidden import hidden
 from burnish.models.base import Model
 from burnish.records import Example, Message, Prediction
 from burnish.tokens import ask
 from burnish.tokens.encode import Encoding, RowProblem, Tokens
 from burnish.tokens.tokenizer import Tokenizer
 
-NUMBER = re.compile(r"[-+]?\d+(?:[.,]\d+)?(?:[eE][-+]?\d+)?")
+NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+\.\d+|\d+(?:[.,]\d+)?|\.\d+)(?:[eE][-+]?\d+)?")
 CHUNK = 512
 
 
@@ -57,6 +60,18 @@ class Answerer:
         own = set(self.tokenizer.eos_ids)
         return tuple(own | ({last} if last in self.tokenizer.special_ids else set()))
 
+    @property
+    def chooses(self) -> bool:
+        """Whether answers are chosen among the labels, not written."""
+        return self.contract.goal == "classify" and bool(self.contract.labels) and not self.contract.multi
+
+    @cached_property
+    def room(self) -> int:
+        """How many tokens of the context a prompt leaves for its answer."""
+        if self.model.base.kind != "decoder":
+            return 0
+        return max(map(len, self.label_ids())) if self.chooses else min(self.most, self.encoding.max_length // 2)
+
     def answer(self, rows: Sequence[Example]) -> Iterator[Prediction]:
         """One Prediction for each row, in order; rows with messages may carry demonstrations already."""
         for start in range(0, len(rows), CHUNK):
@@ -71,9 +86,7 @@ class Answerer:
             return self._head(rows)
         if self.contract.target == "document":
             return self.documents(rows)
-        if self.contract.goal == "classify" and self.contract.labels and not self.contract.multi:
-            return self._choose(rows)
-        return self._write(rows)
+        return self._choose(rows) if self.chooses else self._write(rows)
 
     def _head(self, rows: Sequence[Example]) -> list[Prediction]:
         encoding = replace(self.encoding, labels={}, multi=False)
@@ -83,7 +96,7 @@ class Answerer:
             told.append(Prediction(row.id, str(row.where)))
             try:
                 readable.append((place, encoding.encode(replace(row, label=None))[0][0]))
-            except RowProblem as problem:
+            except TokenError as problem:
                 told[place] = replace(told[place], problem=problem.what)
         if not readable:
             return told
@@ -93,7 +106,10 @@ class Answerer:
         return told
 
     def documents(self, rows: Sequence[Example], prefix: Sequence[int] = ()) -> list[Prediction]:
-        """How likely each text is, given `prefix` ids that are read before every window and not scored."""
+        """How likely each text is, given `prefix` ids that are read before every window and not scored.
+
+        An encoder or encoder-decoder says it of parts of the text that are hidden from it, every part once.
+        """
         encoding = replace(self.encoding, max_length=self.encoding.max_length - len(prefix), target="document")
         before = np.asarray(prefix, np.int32)
         told = [Prediction(row.id, str(row.where)) for row in rows]
@@ -102,41 +118,51 @@ class Answerer:
         for place, row in enumerate(rows):
             try:
                 pieces = encoding.encode(row)[0]
-            except RowProblem as problem:
+            except TokenError as problem:
                 told[place] = replace(told[place], problem=problem.what)
                 continue
             for piece in pieces:
                 ids = np.concatenate([before, piece.ids])
                 weights = np.concatenate([np.zeros(len(before), np.float32), piece.weights])
-                tokens.append(replace(piece, ids=ids, weights=weights))
-                places.append(place)
-        sums = dict.fromkeys(places, (0.0, 0))
-        for place, (nll, count) in zip(
-            places, engine.likelihood(self.model, tokens, self.budget, self.pad), strict=True
-        ):
-            sums[place] = (sums[place][0] + nll, sums[place][1] + count)
-        for place, (nll, count) in sums.items():
+                whole = replace(piece, ids=ids, weights=weights)
+                shown = [whole] if self.model.base.kind == "decoder" else hidden(whole, encoding.kind, self.tokenizer)
+                tokens += shown
+                places += [place] * len(shown)
+        for place, (nll, count) in self._sums(places, tokens).items():
             size = len((rows[place].text or rows[place].surface).encode())
             told[place] = replace(told[place], nll=nll, tokens=count, bytes=size)
         return told
 
+    def _sums(self, places: Sequence[int], tokens: Sequence[Tokens]) -> dict[int, tuple[float, int]]:
+        """(minus log-likelihood, how many tokens) of all Tokens that share a place."""
+        sums = dict.fromkeys(places, (0.0, 0))
+        scores = engine.likelihood(self.model, tokens, self.budget, self.pad)
+        for place, (nll, count) in zip(places, scores, strict=True):
+            sums[place] = (sums[place][0] + nll, sums[place][1] + count)
+        return sums
+
+    def _spoken(self, row: Example, with_answer: bool = True) -> Example:
+        """The row as turns; a labelled row that has turns already was given the instruction in them."""
+        told = "" if row.messages and self.contract.shape == "labelled" else self.contract.instruction
+        return ask.as_messages(row, told, with_answer)
+
     def prompt_ids(self, row: Example, room: int = 0) -> list[int]:
         """ids that ask a row; a question too long for the context is shortened inside its longest text."""
-        question = ask.as_messages(row, self.contract.instruction, with_answer=False)
+        question = self._spoken(row, with_answer=False)
         ids = self.encoding.prompt_ids(question.messages)
-        limit = self.encoding.max_length - max(room, 1)
+        limit = self.encoding.max_length - max(room, int(self.model.base.kind == "decoder"))
         if len(ids) > limit:
             ids = self.encoding.prompt_ids(self.encoding.fit_prompt(question, limit))
         return ids
 
-    def _prompts(self, rows: Sequence[Example], room: int) -> tuple[list[Prediction], list[tuple[int, list[int]]]]:
-        """A blank Prediction for each row, and the place and ids of each prompt that leaves `room` tokens."""
+    def _prompts(self, rows: Sequence[Example]) -> tuple[list[Prediction], list[tuple[int, list[int]]]]:
+        """A blank Prediction for each row, and the place and ids of each prompt that can be made."""
         told, prompts = [], []
         for place, row in enumerate(rows):
             told.append(Prediction(row.id, str(row.where)))
             try:
-                prompts.append((place, self.prompt_ids(row, room)))
-            except RowProblem as problem:
+                prompts.append((place, self.prompt_ids(row, self.room)))
+            except TokenError as problem:
                 told[place] = replace(told[place], problem=problem.what)
         return told, prompts
 
@@ -151,7 +177,7 @@ class Answerer:
 
     def _choose(self, rows: Sequence[Example]) -> list[Prediction]:
         answers = self.label_ids()
-        told, prompts = self._prompts(rows, room=max(map(len, answers)))
+        told, prompts = self._prompts(rows)
         if not prompts:
             return told
         scores = engine.choices(self.model, [ids for _, ids in prompts], answers, self.budget, self.pad)
@@ -160,8 +186,7 @@ class Answerer:
         return told
 
     def _write(self, rows: Sequence[Example]) -> list[Prediction]:
-        room = min(self.most, self.encoding.max_length // 2) if self.model.base.kind == "decoder" else 0
-        told, prompts = self._prompts(rows, room)
+        told, prompts = self._prompts(rows)
         made = engine.generate(
             self.model, [ids for _, ids in prompts], self.stops, self.most, self.budget, self.sampling, self.pad
         )
@@ -171,29 +196,51 @@ class Answerer:
         return self._with_likelihood(rows, told)
 
     def _with_likelihood(self, rows: Sequence[Example], told: list[Prediction]) -> list[Prediction]:
-        """Add how likely the right answer was, where there is one that fits."""
-        tokens: list[tuple[int, Tokens]] = []
-        encoding = replace(self.encoding, target="answers")
+        """Add how likely the right answer was, where there is one."""
+        places: list[int] = []
+        tokens: list[Tokens] = []
         for place, row in enumerate(rows):
-            spoken = ask.as_messages(row, self.contract.instruction)
-            if not told[place].problem and spoken.answer:
-                turns = (*(replace(turn, weight=0.0) for turn in spoken.messages[:-1]), spoken.messages[-1])
-                try:
-                    tokens.append((place, encoding.encode(replace(spoken, messages=turns))[0][0]))
-                except RowProblem:
-                    continue
-        scores = engine.likelihood(self.model, [item for _, item in tokens], self.budget, self.pad)
-        for (place, _), (nll, count) in zip(tokens, scores, strict=True):
-            answer = ask.as_messages(rows[place], self.contract.instruction).answer
-            told[place] = replace(told[place], nll=nll, tokens=count, bytes=len(answer.encode()))
+            spoken = self._spoken(row)
+            if told[place].problem or not spoken.answer:
+                continue
+            try:
+                pieces = self._gold(spoken)
+            except TokenError:
+                continue
+            tokens += pieces
+            places += [place] * len(pieces)
+        for place, (nll, count) in self._sums(places, tokens).items():
+            size = len(self._spoken(rows[place]).answer.encode())
+            told[place] = replace(told[place], nll=nll, tokens=count, bytes=size)
         return told
+
+    def _gold(self, spoken: Example) -> list[Tokens]:
+        """The right answer after its question; in windows, each id scored once, where the model cannot hold it."""
+        encoding = replace(self.encoding, target="answers")
+        turns = (*(replace(turn, weight=0.0) for turn in spoken.prompt), replace(spoken.messages[-1], weight=1.0))
+        try:
+            return encoding.encode(replace(spoken, messages=turns))[0]
+        except RowProblem:
+            answer = encoding.answer_ids(turns, encoding.prompt_ids(turns[:-1]))
+        size, one_sided = encoding.max_length, encoding.kind == "decoder"
+        prompt = self.prompt_ids(replace(spoken, messages=turns[:-1]), size // 2 if one_sided else 0)
+        ids = np.array([*prompt, *answer] if one_sided else answer, np.int32)
+        weights = np.ones(len(ids), np.float32)
+        weights[: len(prompt) * one_sided] = 0.0
+        source = None if one_sided else np.array(prompt, np.int32)
+        pieces = []
+        for start in range(0, len(ids) - one_sided, size - one_sided):
+            part = slice(start, start + size)
+            own = weights[part].copy()
+            own[:one_sided] = 0.0  # nothing stands before it, or the window before has scored it
+            pieces.append(Tokens(ids[part], own, spoken.id, str(spoken.where), source))
+        return pieces
 
     def _read_text(self, prediction: Prediction) -> Prediction:
         """A written answer as a number or as several labels, where the goal wants one."""
         text = prediction.text or ""
         if self.contract.goal == "regress":
-            found = NUMBER.search(text)
-            value = float(found.group().replace(",", ".")) if found else math.nan
+            value = read_number(text)
             if not math.isfinite(value):
                 return replace(prediction, problem="no number in the answer")
             return replace(prediction, number=value)
@@ -201,6 +248,19 @@ class Answerer:
             said = {part.strip().casefold() for part in text.split(ask.SEPARATOR.strip())}
             return replace(prediction, label=tuple(name for name in self.contract.labels if name.casefold() in said))
         return prediction
+
+
+def read_number(text: str) -> float:
+    """The first number in a text; NaN where there is none.  A single comma is read as a decimal point.
+
+    >>> [read_number(text) for text in ("It is 3.5.", "-.5", "2,5 kg", "1,234.5", "1e3")]
+    [3.5, -0.5, 2.5, 1234.5, 1000.0]
+    """
+    found = NUMBER.search(text)
+    if not found:
+        return math.nan
+    written = found.group()
+    return float(written.replace(",", "") if "," in written and "." in written else written.replace(",", "."))
 
 
 def read_head(contract: Contract, blank: Prediction, logits: np.ndarray) -> Prediction:
