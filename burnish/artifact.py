@@ -36,6 +36,8 @@ TOKENIZER_FILES = (
     "merges.txt",
     "spiece.model",
     "tokenizer.model",
+    "sentencepiece.bpe.model",
+    "added_tokens.json",
 )
 
 
@@ -159,7 +161,7 @@ def save(artifact: Artifact, model: Model | None, folder: Path, card: str = "") 
             "facts": dict(artifact.facts),
             "files": files,
         }
-        (staged / "artifact.json").write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (staged / "artifact.json").write_bytes(_sealed(told))
         for path in staged.iterdir():
             with path.open("rb") as stream:
                 os.fsync(stream.fileno())
@@ -175,14 +177,20 @@ def load(folder: str | Path) -> Artifact:
     folder = Path(folder)
     path = folder / "artifact.json"
     if not path.exists():
-        raise ArtifactError("No artifact.json here", str(folder), "give a run's artifact folder; `burnish runs` lists runs")
+        raise ArtifactError(
+            "No artifact.json here", str(folder), "give a run's artifact folder; `burnish runs` lists runs"
+        )
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
+        if told.get("seal") not in (None, _seal(told)):  # None: saved before there were seals
+            raise ArtifactError(
+                "artifact.json is not what was saved", str(path), "restore it; only recipe may be edited"
+            )
         if told["format"] != FORMAT:
             raise ArtifactError(f"Artifact format {told['format']} is not known here", str(path), "update Burnish")
         contract = Contract(**{**told["contract"], "labels": tuple(told["contract"]["labels"])})
         files, reference = dict(told["files"]), told["base"]
-    except (ValueError, KeyError, TypeError, OSError) as problem:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as problem:
         raise ArtifactError(f"artifact.json is damaged: {problem}", str(path), "make the artifact again") from None
     for name, digest in files.items():
         file = folder / Path(name).name
@@ -197,9 +205,7 @@ def load(folder: str | Path) -> Artifact:
         from safetensors.torch import load_file
 
         tensors = load_file(folder / "probe.safetensors")
-    return Artifact(
-        told["rung"], base, contract, told["adapter"], told["recipe"], told["facts"], folder, tensors
-    )
+    return Artifact(told["rung"], base, contract, told["adapter"], told["recipe"], told["facts"], folder, tensors)
 
 
 def _base(reference: Mapping[str, Any], adapter: str, folder: Path) -> Base:
@@ -221,6 +227,16 @@ def _base(reference: Mapping[str, Any], adapter: str, folder: Path) -> Base:
             )
         return replace(found, name=reference["name"])
     raise ArtifactError(f"The base model is gone: {tried[0].what}", str(folder), "put it back where it was")
+
+
+def _sealed(told: Mapping[str, Any]) -> bytes:
+    """artifact.json: what is told, and a hash over all of it but the recipe, which a person may edit."""
+    return (json.dumps({**told, "seal": _seal(told)}, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _seal(told: Mapping[str, Any]) -> str:
+    kept = {key: value for key, value in told.items() if key not in ("recipe", "seal")}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def _fix_tokenizer_class(path: Path) -> None:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from burnish.errors import TaskError
@@ -256,8 +257,6 @@ def load(model: Model, folder: Path) -> None:
     Which layers have an update, and of what rank, is read from the tensors.  Raises ValueError when the folder asks for
     more than LoRA on linear layers (DoRA, trained biases, PiSSA's changed base ...) or does not fit this base.
     """
-    from safetensors.torch import load_file
-
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     more = (value is True or isinstance(value, str | list | dict) for value in config.values())
     odd = [
@@ -271,7 +270,10 @@ def load(model: Model, folder: Path) -> None:
         raise ValueError(
             f"this is more than plain LoRA: {', '.join(odd) or config['peft_type']}; merge it with peft first"
         )
-    saved = load_file(folder / "adapter_model.safetensors")
+    try:
+        saved = load_file(folder / "adapter_model.safetensors")
+    except SafetensorError as problem:
+        raise ValueError(f"adapter_model.safetensors is damaged: {problem}") from None
     ending = ".lora_A.weight"
     ranks = {name[len(PREFIX) : -len(ending)]: len(value) for name, value in saved.items() if name.endswith(ending)}
     for name, value in model.hf.named_parameters():
@@ -283,8 +285,8 @@ def load(model: Model, folder: Path) -> None:
             _put(model, name, rank, alpha, 0.0, torch.Generator())
     wanted = tensors(model)
     apart = sorted(set(saved) ^ set(wanted)) + [n for n in wanted if n in saved and saved[n].shape != wanted[n].shape]
-    if apart:
-        raise ValueError(f"the adapter's tensors do not fit this base: {len(apart)} differ, first {apart[0]}")
+    if apart or not ranks:
+        raise ValueError(f"the adapter's tensors do not fit this base: {len(apart)} differ {apart[:1]}")
     with torch.no_grad():
         for name, value in wanted.items():
             value.copy_(saved[name])
