@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from burnish import artifact as artifacts
 from burnish import kinds, store
@@ -35,7 +36,7 @@ def make_trained(ladder: Ladder, rung: str, again: bool, say: Say) -> RungResult
         if finished is not None:
             say(rung, Event("phase", 0, 0.0, {"text": f"{rung}: already made"}))
             return finished
-        identity = {"run": ladder.folder.name, "rung": rung, "burnish": 1}
+        identity = {"run": ladder.folder.name, "rung": rung, "torch": torch.__version__}
         settings = {key: value for key, value in ladder.task.method.items() if key != "kind"}
         job = Job(
             ladder.task,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -63,7 +63,7 @@ class Run:
 
 
 def fit(run: Run) -> Iterator[Event]:
-    """Train to the plan's end, to early stopping, or until a stop is asked for; afterwards the model holds the best weights.
+    """Train to the plan's end, to early stopping, or until a stop is asked for; then the model holds the best weights.
 
     A killed run goes on from its newest checkpoint that verifies and ends with bit-identical weights.
     Raises TrainError when a loss or gradient is not finite, before it can reach a weight.
@@ -133,7 +133,9 @@ def fit(run: Run) -> Iterator[Event]:
             for name, value in parameters.items():
                 value.copy_(run.best[name])
     kept = state.best_step or state.step
-    yield Event("finished", state.step, state.seconds, {"reason": state.done, "best_step": kept, "tokens": state.tokens})
+    yield Event(
+        "finished", state.step, state.seconds, {"reason": state.done, "best_step": kept, "tokens": state.tokens}
+    )
 
 
 def validation_loss(model: Model, method: ModuleType, settings: Any, batches: Iterator[Batch]) -> float:
@@ -182,8 +184,6 @@ def _resume(run: Run, optimizer: torch.optim.Optimizer) -> Iterator[Event]:
     found = checkpoint.newest(run.folder, run.identity)
     if found is None:
         return
-    for problem in found.quarantined:
-        yield Event("warned", found.step, 0.0, {"text": f"{problem.what} ({problem.where}); {problem.do}"})
     run.progress = Progress(**found.state)
     parameters = run.model.trainable()
     weights = found.tensors("weights")
@@ -194,7 +194,10 @@ def _resume(run: Run, optimizer: torch.optim.Optimizer) -> Iterator[Event]:
     run.best = found.tensors("best") or {name: value.detach().clone() for name, value in parameters.items()}
     if not run.progress.best_step:
         run.best = {}
-    yield Event("resumed", found.step, run.progress.seconds, {"path": str(found.path)})
+    seconds = run.progress.seconds
+    yield Event("resumed", found.step, seconds, {"path": str(found.path)})
+    for problem in found.quarantined:
+        yield Event("warned", found.step, seconds, {"text": f"{problem.what} ({problem.where}); {problem.do}"})
 
 
 def _not_finite(run: Run, step: int, micro: Sequence[Batch], loss: float) -> TrainError:
@@ -206,6 +209,3 @@ def _not_finite(run: Run, step: int, micro: Sequence[Batch], loss: float) -> Tra
         f"rows of this step: {shown}",
         "look at these rows; lower train.learning_rate or set train.clip; the last checkpoint is intact",
     )
-
-
-Watch = Callable[[Event], None]

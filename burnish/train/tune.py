@@ -54,8 +54,6 @@ def tune(job: Job) -> Iterator[Event]:
     A killed or stopped run goes on where its last checkpoint stands.  Raises DataError when rows cannot be encoded
     under the task's rules, TrainError when training fails.
     """
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it has not written
     settings = job.task.train
     tokenizer = Tokenizer.load(job.base.folder)
     encoding = job.contract.encoding(tokenizer, job.base.kind)
