@@ -128,11 +128,10 @@ def _model(kind: str, ids: dict[str, int]) -> Any:
     if kind == "albert":
         return transformers.AlbertForMaskedLM(transformers.AlbertConfig(**wide, **encoder, embedding_size=16))
     if kind == "bart":
-        sides = {f"{side}_{name}": n for side in ("encoder", "decoder") for name, n in SIDE.items()}
         start = {"decoder_start_token_id": named["eos"], "forced_eos_token_id": named["eos"]}
         return transformers.BartForConditionalGeneration(
             transformers.BartConfig(
-                vocab_size=size, d_model=32, max_position_embeddings=96, **sides, **special, **start
+                vocab_size=size, d_model=32, max_position_embeddings=96, **PAIR_SIDES, **special, **start
             )
         )
     config = transformers.T5Config(
@@ -150,7 +149,11 @@ def _model(kind: str, ids: dict[str, int]) -> Any:
     return transformers.T5ForConditionalGeneration(config)
 
 
-SIDE = {"layers": 2, "attention_heads": 4, "ffn_dim": 48}
+PAIR_SIDES = {
+    f"{side}_{name}": n
+    for side in ("encoder", "decoder")
+    for name, n in {"layers": 2, "attention_heads": 4, "ffn_dim": 48}.items()
+}
 
 
 # --- rows and runs on them -----------------------------------------------------------------------------------

@@ -80,6 +80,8 @@ class LoraLinear(nn.Module):
 
 def attach(model: Model, settings: Mapping[str, Any], dropout: float, seed: int) -> None:
     """Freeze the base, give each target layer its update, and let a new head train whole."""
+    if model.base.random:  # its base exists nowhere but in this process
+        raise TaskError("lora needs pre-trained weights", "base.weights", "set rungs: [full] to train from scratch")
     told = Settings(**settings)
     names = _chosen(model, told.targets)
     for name, value in model.hf.named_parameters():

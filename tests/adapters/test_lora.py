@@ -1,0 +1,114 @@
+"""What the contracts and the parity with PEFT do not hold: precision, choice of layers, refusals."""
+
+import pytest
+import tiny
+import torch
+
+from burnish.adapters import lora
+from burnish.errors import TaskError
+from burnish.models import base
+
+
+def test_zero_b_is_the_base_to_the_bit(tmp_path_factory):
+    model = tiny.model("llama", "language", tmp_path_factory, "lora").eval()
+    ids = torch.arange(20)[None] + 5
+    with torch.no_grad():
+        tuned = model.hf(input_ids=ids).logits
+        with lora.disabled(model):
+            assert torch.equal(model.hf(input_ids=ids).logits, tuned)
+
+
+def test_disabled_ends_also_when_its_body_fails(tmp_path_factory):
+    model = tiny.model("llama", "language", tmp_path_factory, "lora")
+    with pytest.raises(RuntimeError), lora.disabled(model):
+        raise RuntimeError
+    assert all(layer.enabled for layer in lora.layers(model).values())
+
+
+def test_a_merge_adds_in_float32(tmp_path_factory):
+    """Adding a small update to bf16 weights loses most of it (correctness.md, row 13); the sum is rounded once."""
+    model = tiny.model("llama", "language", tmp_path_factory, "lora")
+    draw = torch.Generator().manual_seed(0)
+    name, layer = next(iter(lora.layers(model).items()))
+    with torch.no_grad():
+        layer.base_layer.weight.data = layer.base_layer.weight.bfloat16()
+        layer.lora_B.normal_(0, 1e-3, generator=draw)
+    before, delta = layer.base_layer.weight.detach().clone(), layer.delta()
+    assert delta.dtype == torch.float32
+    lora.merge(model)
+    assert torch.equal(model.hf.get_submodule(name).weight, (before.float() + delta).bfloat16())
+
+
+def test_merging_can_be_undone_within_rounding(tmp_path_factory):
+    model = tiny.model("gpt2", "language", tmp_path_factory, "lora")
+    with torch.no_grad():
+        for layer in lora.layers(model).values():
+            layer.lora_B.normal_()
+    told = {
+        name: (layer.base_layer.weight.detach().clone(), layer.delta()) for name, layer in lora.layers(model).items()
+    }
+    lora.merge(model)
+    for name, (weight, delta) in told.items():
+        torch.testing.assert_close(model.hf.get_submodule(name).weight - delta, weight, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "targets", "count"),
+    [
+        ("llama", [], 14),  # 2 layers x (q k v o gate up down), not the output layer
+        ("llama", ["q_proj", "v_proj"], 4),
+        ("llama", ["layers.1.mlp.up_proj"], 1),
+        ("gpt2", [], 8),  # c_attn, c_proj, c_fc, c_proj: Conv1D
+        ("gpt2", ["c_proj"], 4),
+        ("gpt2", ["attn.c_proj"], 2),
+        ("bert", ["query"], 2),
+    ],
+)
+def test_the_layers_that_are_meant(kind, targets, count, tmp_path_factory):
+    model = tiny.model(kind, "language", tmp_path_factory, "lora", targets=targets)
+    assert len(lora.layers(model)) == count
+
+
+def test_a_name_is_no_part_of_a_name(tmp_path_factory):
+    """`proj` is not `q_proj`, and a misspelt name is refused with the names there are."""
+    for wrong in (["proj"], ["q_pro"], ["lm_head"], ["embed_tokens"]):
+        with pytest.raises(TaskError, match="match no layer") as caught:
+            tiny.model("llama", "language", tmp_path_factory, "lora", targets=wrong)
+        assert "q_proj" in caught.value.do
+
+
+def test_weights_from_scratch_are_refused(tmp_path_factory):
+    """A reload could not find the base that the update belongs to."""
+    model = base.load(base.inspect(str(tiny.folder("llama", tmp_path_factory)), random=True), tiny.HEADS["language"])
+    with pytest.raises(TaskError, match="pre-trained"):
+        lora.attach(model, {}, 0.0, 0)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_dropout_acts_on_the_update_alone(dropout, tmp_path_factory):
+    """With B = 0 a dropped input changes nothing; with B it does, in training only."""
+    made = base.load(base.inspect(str(tiny.folder("llama", tmp_path_factory))), tiny.HEADS["language"], dropout=0.0)
+    lora.attach(made, {}, dropout, 0)
+    ids = torch.arange(20)[None] + 5
+
+    def twice():
+        with torch.no_grad():
+            return torch.equal(made.hf(input_ids=ids).logits, made.hf(input_ids=ids).logits)
+
+    assert twice()
+    with torch.no_grad():
+        for layer in lora.layers(made).values():
+            layer.lora_B.normal_()
+    assert twice() == (dropout == 0.0)
+    made.eval()
+    assert twice()
+
+
+def test_the_seed_decides_the_start(tmp_path_factory):
+    def start(seed):
+        made = base.load(base.inspect(str(tiny.folder("gpt2", tmp_path_factory))), tiny.HEADS["language"])
+        lora.attach(made, {}, 0.0, seed)
+        return torch.cat([layer.lora_A.detach().flatten() for layer in lora.layers(made).values()])
+
+    assert torch.equal(start(1), start(1))
+    assert not torch.equal(start(1), start(2))
