@@ -21,6 +21,7 @@ from burnish.evaluate import card, report, scores, verdict
 from burnish.evaluate import predict as predicting
 from burnish.generate.engine import Sampling
 from burnish.generate.pieces import continued
+from burnish.models import base as models
 from burnish.models.base import Model
 from burnish.records import Comparison, Event, Example, Prediction, Report, RungResult
 
@@ -96,6 +97,7 @@ def judge(
             "fingerprint": ladder.base.fingerprint,
             "context": ladder.base.context,
             "vocabulary": ladder.base.vocabulary,
+            "license": models.license_of(ladder.base.folder),
         },
         tuple(scored),
         comparisons,
@@ -115,7 +117,9 @@ def publish(told: Report, folder: Path, rows: Sequence[Example], suite: str) -> 
     store.write_text(folder / f"{name}.html", report.html(told, rows, predictions))
     for rung in told.rungs:
         if rung.artifact and suite == "test":
-            store.write_text(Path(rung.artifact) / "README.md", card.card(told, rung))
+            files = json.loads((Path(rung.artifact) / "artifact.json").read_text(encoding="utf-8"))["files"]
+            facts = replace(card.facts_of(told, rung), files=files)
+            store.write_text(Path(rung.artifact) / "README.md", card.card(told, rung, facts))
     return folder / f"{name}.html"
 
 

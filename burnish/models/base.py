@@ -185,6 +185,13 @@ def check_safetensors(path: Path) -> None:
         raise ModelError(f"{path.name} is cut short or has bytes too many", str(path), "fetch it anew")
 
 
+def license_of(folder: Path) -> str:
+    """What the model folder's README.md says in its front matter; '' when it says nothing."""
+    path = folder / "README.md"
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[:60] if path.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("license:")), "")
+
+
 def _check_config(config: Mapping[str, Any], path: Path) -> None:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
