@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import sys
 from types import ModuleType
-import sys
-from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
