@@ -29,11 +29,11 @@ def instruction(goal: str, labels: Sequence[str], given: str = "", multi: bool =
 
 
 def label_text(label: object) -> str:
-    """A label as an answer would spell it."""
+    """A label as an answer would spell it; a number keeps every digit."""
     if isinstance(label, tuple):
         return SEPARATOR.join(label) if label else "none"
     if isinstance(label, float):
-        return f"{label:g}"
+        return repr(label).removesuffix(".0")
     return "" if label is None else str(label)
 
 

@@ -104,6 +104,8 @@ class Encoding:
             if self.target == "document":
                 return self._document(example)
             return self._answers(example)
+        except RowProblem:
+            raise
         except TokenError as problem:
             raise RowProblem(Problem(problem.what, str(example.where), problem.do, "error", example.id)) from None
 
