@@ -141,14 +141,14 @@ class Answerer:
             sums[place] = (sums[place][0] + nll, sums[place][1] + count)
         return sums
 
-    def _spoken(self, row: Example, with_answer: bool = True) -> Example:
+    def spoken(self, row: Example, with_answer: bool = True) -> Example:
         """The row as turns; a labelled row that has turns already was given the instruction in them."""
         told = "" if row.messages and self.contract.shape == "labelled" else self.contract.instruction
         return ask.as_messages(row, told, with_answer)
 
     def prompt_ids(self, row: Example, room: int = 0) -> list[int]:
         """ids that ask a row; a question too long for the context is shortened inside its longest text."""
-        question = self._spoken(row, with_answer=False)
+        question = self.spoken(row, with_answer=False)
         ids = self.encoding.prompt_ids(question.messages)
         limit = self.encoding.max_length - max(room, int(self.model.base.kind == "decoder"))
         if len(ids) > limit:
@@ -200,7 +200,7 @@ class Answerer:
         places: list[int] = []
         tokens: list[Tokens] = []
         for place, row in enumerate(rows):
-            spoken = self._spoken(row)
+            spoken = self.spoken(row)
             if told[place].problem or not spoken.answer:
                 continue
             try:
@@ -210,7 +210,7 @@ class Answerer:
             tokens += pieces
             places += [place] * len(pieces)
         for place, (nll, count) in self._sums(places, tokens).items():
-            size = len(self._spoken(rows[place]).answer.encode())
+            size = len(self.spoken(rows[place]).answer.encode())
             told[place] = replace(told[place], nll=nll, tokens=count, bytes=size)
         return told
 

@@ -78,7 +78,7 @@ def features(model: Model, rows: Sequence[Tokens], budget: int, pad: int = 0) ->
         mean = (model.features(batch) * mask).sum(1) / mask.sum(1)
         for place, i in enumerate(group):
             told[i] = mean[place].float().cpu()
-    return torch.stack([row for row in told if row is not None])
+    return torch.stack([row for row in told if row is not None]) if rows else torch.zeros(0, model.base.width)
 
 
 @torch.no_grad()

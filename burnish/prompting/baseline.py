@@ -23,7 +23,7 @@ def unfit(kind: str, goal: str, shape: str) -> str:
 
 
 def choose(world: World) -> Chosen:
-    """The most frequent label of the training rows (several: each one that more than half of them have), or the mean."""
+    """The training rows' most frequent label (several: each one that more than half of them have), or the mean."""
     labels = [row.label for row in world.train]
     numbers = [label for label in labels if isinstance(label, float)]
     if world.answerer.contract.goal == "regress":

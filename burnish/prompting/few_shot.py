@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from burnish import kinds
+from burnish.errors import TaskError
 from burnish.generate.answer import Answerer
 from burnish.kinds import setting
 from burnish.prompting._pool import Bm25
@@ -23,6 +24,7 @@ from burnish.tokens import ask
 
 COST = 20
 MODELS = ("decoder",)
+WAYS = ("random", "nearest")
 POOL = 5000  # training rows kept to find near ones among
 
 
@@ -42,28 +44,33 @@ def unfit(kind: str, goal: str, shape: str) -> str:
 
 
 def choose(world: World) -> Chosen:
-    """The best of all candidates on the validation rows, and how far they spread."""
+    """The best of all candidates on validation rows (training rows if there are none), and how far they spread."""
     settings = Settings(**world.settings)
-    pool = _pool(world)
-    trial = list(world.validation[: settings.rows]) or list(pool[: settings.rows])
+    pool = _some(world.train, POOL, world.seed, 3)
+    trial = _some(world.validation or pool, settings.rows, world.seed, 5)
     tried = []
     candidates = list(_candidates(settings, pool, world))
+    if not candidates or not set(settings.choose) <= set(WAYS):
+        ways = "random" if world.answerer.contract.target == "document" else " and ".join(WAYS)
+        raise TaskError("few-shot has nothing to try", "few-shot", f"use {ways} in few-shot.choose, and a shots number")
     for number, recipe in enumerate(candidates):
         world.tell(f"few-shot: candidate {number + 1} of {len(candidates)}")
         predictions = list(_answers(world.answerer, recipe, pool, trial))
         tried.append((_goodness(world.metric, trial, predictions, world.answerer.contract.labels), recipe))
     best, recipe = max(tried, key=lambda item: item[0])  # the first of equals: fewer demonstrations
+    sign = 1 if kinds.load("metrics", world.metric).HIGHER else -1
     scores = [score[0] for score, _ in tried]
     told = {
         "choose": recipe["choose"],
         "shots": recipe["shots"],
         "tried": len(tried),
-        "validation_best": round(best[0], 4),
-        "validation_worst": round(min(scores), 4),
+        "metric": world.metric,
+        "validation_best": round(sign * best[0], 4),
+        "validation_worst": round(sign * min(scores), 4),
         "validation_rows": len(trial),
     }
     kept = [row.to_json() for row in pool] if recipe["choose"] == "nearest" else []
-    search = [[score[0], item["choose"], item["shots"], item["seed"]] for score, item in tried]
+    search = [[sign * score[0], item["choose"], item["shots"], item["seed"]] for score, item in tried]
     return Chosen({**recipe, "pool": kept, "search": search}, told)
 
 
@@ -77,7 +84,7 @@ def answer(
 def shown(answerer: Answerer, recipe: Mapping[str, Any], row: Example) -> Example:
     """A question behind the artifact's demonstrations, for a conversation."""
     pool = [Example.from_json(item) for item in recipe["pool"]]
-    index = Bm25([item.surface for item in pool]) if recipe["choose"] == "nearest" else None
+    index = Bm25([_question(item) for item in pool]) if recipe["choose"] == "nearest" else None
     return ask_with(answerer, recipe, pool, index, row)
 
 
@@ -87,13 +94,12 @@ def ask_with(
     """The row as a question behind its demonstrations, as many as fit (the least alike, or the first, leave first)."""
     if index is None:
         shown = [Example.from_json(item) for item in recipe["demonstrations"]]
-    else:
-        shown = [pool[i] for i in reversed(index.nearest(row.surface, recipe["shots"] + 1)) if pool[i].id != row.id]
-        shown = shown[-recipe["shots"] :]  # the nearest stands last, right before the question
-    spoken = ask.as_messages(row, answerer.contract.instruction)
+    else:  # the nearest stands last, right before the question
+        shown = [pool[i] for i in reversed(index.nearest(_question(row), recipe["shots"] + 1))]
+    shown = [item for item in shown if item.id != row.id][-recipe["shots"] :]
+    spoken = ask.as_messages(row, answerer.contract.instruction, bool(row.messages) or row.label is not None)
     opening = [turn for turn in spoken.messages if turn.role == "system"]
     rest = [turn for turn in spoken.messages if turn.role != "system"]
-    room = min(answerer.most, answerer.encoding.max_length // 4)
     while True:
         turns = []
         for item in shown:
@@ -101,8 +107,8 @@ def ask_with(
                 turn for turn in ask.as_messages(item, answerer.contract.instruction).messages if turn.role != "system"
             ]
         question = replace(spoken, messages=tuple(opening + turns + rest))
-        size = len(answerer.encoding.prompt_ids(question.prompt)) + (0 if answerer.contract.labels else room)
-        if not shown or size < answerer.encoding.max_length - 16:
+        asked = answerer.encoding.prompt_ids(answerer.spoken(question, with_answer=False).messages)
+        if not shown or len(asked) + answerer.room <= answerer.encoding.max_length:
             return replace(question, shape="conversation")
         shown = shown[1:]
 
@@ -114,7 +120,7 @@ def _answers(
         passages = [Example.from_json(item) for item in recipe["demonstrations"]]
         yield from answerer.documents(rows, _passages(answerer, passages))
         return
-    index = Bm25([row.surface for row in pool]) if recipe["choose"] == "nearest" else None
+    index = Bm25([_question(row) for row in pool]) if recipe["choose"] == "nearest" else None
     yield from answerer.answer([ask_with(answerer, recipe, pool, index, row) for row in rows])
 
 
@@ -127,9 +133,14 @@ def _passages(answerer: Answerer, passages: Sequence[Example]) -> list[int]:
     return ids
 
 
-def _pool(world: World) -> list[Example]:
-    order = np.random.default_rng([world.seed, 3]).permutation(len(world.train))[:POOL]
-    return [world.train[int(i)] for i in order]
+def _question(row: Example) -> str:
+    """What stands before the answer: demonstrations must not be found by an answer that is to be given."""
+    return "\n".join(turn.content for turn in row.prompt) if row.messages else row.surface
+
+
+def _some(rows: Sequence[Example], most: int, *seed: int) -> list[Example]:
+    """At most so many rows, drawn at random: a file may be sorted by class."""
+    return [rows[int(i)] for i in np.random.default_rng(seed).permutation(len(rows))[:most]]
 
 
 def _candidates(settings: Settings, pool: Sequence[Example], world: World) -> Iterator[dict[str, Any]]:

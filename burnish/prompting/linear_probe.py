@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,17 +28,16 @@ def unfit(kind: str, goal: str, shape: str) -> str:
 
 def choose(world: World) -> Chosen:
     """Fit with each penalty on the training rows; keep the one with the lowest validation loss."""
-    inputs = _frozen.features(world.answerer, world.train)
-    mean, spread = inputs.mean(0), inputs.std(0).clamp_min(1e-6)
-    wanted = _frozen.targets(world.answerer, world.train)
+    rows, held = _frozen.trial(world)
+    inputs, wanted = _frozen.learnable(world.answerer, rows)
+    mean, spread = inputs.mean(0), inputs.std(0, correction=0).clamp_min(1e-6)
     contract = world.answerer.contract
     kind = "number" if contract.goal == "regress" else "multi" if contract.multi else "classes"
-    centre, scale = (
-        (wanted.mean(0), wanted.std(0).clamp_min(1e-6)) if kind == "number" else (torch.zeros(1), torch.ones(1))
-    )
-    held = world.validation or world.train
-    held_in = (_frozen.features(world.answerer, held) - mean) / spread
-    held_out = (_frozen.targets(world.answerer, held) - centre) / scale
+    centre, scale = torch.zeros(1), torch.ones(1)
+    if kind == "number":
+        centre, scale = wanted.mean(0), wanted.std(0, correction=0).clamp_min(1e-6)
+    held_in, held_out = _frozen.learnable(world.answerer, held)
+    held_in, held_out = (held_in - mean) / spread, (held_out - centre) / scale
     best: tuple[float, float, Tensor, Tensor] | None = None
     for penalty in PENALTIES:
         weight, bias = _fit((inputs - mean) / spread, (wanted - centre) / scale, penalty, kind)
@@ -59,10 +57,15 @@ def answer(
     head = "number" if contract.goal == "regress" else "multi" if contract.multi else "classes"
     scale = (float(tensors["centre"][0]), float(tensors["scale"][0])) if head == "number" else (0.0, 1.0)
     spoken = replace(contract, head=head, mean=scale[0], deviation=scale[1])
-    inputs = (_frozen.features(answerer, rows) - tensors["mean"]) / tensors["spread"]
-    logits = (inputs @ tensors["weight"].T + tensors["bias"]).numpy().astype(np.float64)
-    for row, scores in zip(rows, logits, strict=True):
-        yield read_head(spoken, Prediction(row.id, str(row.where)), scores)
+    inputs, problems = _frozen.features(answerer, rows)
+    logits = iter(_logits(inputs, tensors).double().numpy())
+    for row, problem in zip(rows, problems, strict=True):
+        blank = Prediction(row.id, str(row.where), problem=problem)
+        yield blank if problem else read_head(spoken, blank, next(logits))
+
+
+def _logits(inputs: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    return (inputs - tensors["mean"]) / tensors["spread"] @ tensors["weight"].T + tensors["bias"]
 
 
 def _loss(logits: Tensor, wanted: Tensor, kind: str) -> Tensor:

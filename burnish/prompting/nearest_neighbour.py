@@ -27,16 +27,13 @@ def unfit(kind: str, goal: str, shape: str) -> str:
 
 def choose(world: World) -> Chosen:
     """The number of neighbours with the lowest squared error on the validation rows."""
-    centre = (inputs := _frozen.features(world.answerer, world.train)).mean(0)
-    tensors = {
-        "features": _unit(inputs - centre),
-        "targets": _frozen.targets(world.answerer, world.train),
-        "centre": centre,
-    }
-    held = world.validation or world.train
-    near = _unit(_frozen.features(world.answerer, held) - centre)
-    wanted = _frozen.targets(world.answerer, held)
-    errors = {k: float(((_vote(near, tensors, k) - wanted) ** 2).mean()) for k in NEIGHBOURS if k <= len(world.train)}
+    rows, held = _frozen.trial(world)
+    inputs, targets = _frozen.learnable(world.answerer, rows)
+    centre = inputs.mean(0)
+    tensors = {"features": _unit(inputs - centre), "targets": targets, "centre": centre}
+    near, wanted = _frozen.learnable(world.answerer, held)
+    near = _unit(near - centre)
+    errors = {k: float(((_vote(near, tensors, k) - wanted) ** 2).mean()) for k in NEIGHBOURS if k <= len(inputs)}
     best = min(errors, key=lambda k: errors[k])
     return Chosen({"neighbours": best}, {"neighbours": best}, tensors)
 
@@ -45,10 +42,15 @@ def answer(
     answerer: Answerer, recipe: Mapping[str, Any], tensors: Mapping[str, Tensor], rows: Sequence[Example]
 ) -> Iterator[Prediction]:
     """One Prediction for each row."""
-    near = _unit(_frozen.features(answerer, rows) - tensors["centre"])
+    inputs, problems = _frozen.features(answerer, rows)
+    told = iter(_vote(_unit(inputs - tensors["centre"]), tensors, int(recipe["neighbours"])).tolist())
     labels, contract = answerer.contract.labels, answerer.contract
-    for row, votes in zip(rows, _vote(near, tensors, int(recipe["neighbours"])).tolist(), strict=True):
+    for row, problem in zip(rows, problems, strict=True):
         where = str(row.where)
+        if problem:
+            yield Prediction(row.id, where, problem=problem)
+            continue
+        votes = next(told)
         if contract.goal == "regress":
             yield Prediction(row.id, where, number=votes[0])
             continue

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
@@ -25,7 +27,8 @@ def choose(world: World) -> Chosen:
 
 
 def answer(
-    answerer: Answerer, recipe: Mapping[str, object], tensors: Mapping[str, Tensor], rows: Sequence[Example]
+    answerer: Answerer, recipe: Mapping[str, Any], tensors: Mapping[str, Tensor], rows: Sequence[Example]
 ) -> Iterator[Prediction]:
     """One Prediction for each row."""
-    yield from answerer.answer(rows)
+    asked = replace(answerer.contract, instruction=recipe["instruction"])
+    yield from replace(answerer, contract=asked).answer(rows)
