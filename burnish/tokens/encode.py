@@ -279,7 +279,7 @@ class Encoding:
             if stop <= end:
                 weights[places[start] : places[stop]] = weight
         eos = self.tokenizer.id("eos")
-        if not closed and eos is not None and ids[-1:] != [eos] and ids[-1] not in self.tokenizer.closing_ids:
+        if not closed and eos is not None and not self.tokenizer.closing_ids.union([eos]).intersection(ids[-1:]):
             ids, weights = [*ids, eos], np.append(weights, np.float32(messages[-1].weight))
         weights[:1] = 0.0  # nothing stands before it to predict it from
         return Tokens(np.asarray(ids, dtype=np.int32), weights, identity, where)

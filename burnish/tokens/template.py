@@ -119,8 +119,10 @@ def _answer(
     if closer and text.startswith(tail[: closer.end()], end):
         return start, end + closer.end()
     closer = tokenizer.controls.match(text, end)  # some turns are ended by the next one's first token
-    stops = closer is not None and tokenizer.backend.token_to_id(closer.group().strip()) in tokenizer.eos_ids
-    return start, closer.end() if closer is not None and stops else end
+    forged = any(tokenizer.spells_control(turn.content) for turn in messages[i + 1 : i + 2])
+    if closer and not forged and tokenizer.backend.token_to_id(closer.group().strip()) in tokenizer.eos_ids:
+        return start, closer.end()
+    return start, end
 
 
 def _content(
