@@ -246,8 +246,8 @@ def has_head(base: Base) -> bool:
 class Model(nn.Module):
     """A transformers model and how Burnish asks it.
 
-    hf: the transformers model; its parameter names are those of its files.  fresh: names of parameters that the
-    base's files did not have (a new head), which are always trained and saved.
+    hf: the transformers model; its parameter names are those of its files.  fresh: names of the head's parameters
+    (and of a pooler that the base's files did not have), which are always trained and saved.
     """
 
     def __init__(self, hf: Any, base: Base, head: Head, fresh: frozenset[str] = frozenset()) -> None:
@@ -388,23 +388,20 @@ def load(
                 trust_remote_code=False,
                 local_files_only=True,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # judged below: a head for another number of classes is made anew
             )
-            missing = frozenset(info["missing_keys"])
-            if info["mismatched_keys"] or info.get("error_msgs"):
-                odd = info["mismatched_keys"] or info["error_msgs"]
-                raise ModelError(f"Tensors do not fit the configuration: {odd}", str(folder), "fetch them anew")
+            missing = frozenset(info["missing_keys"]) | {odd[0] for odd in info["mismatched_keys"]}
+            if info.get("error_msgs"):
+                raise ModelError(f"Tensors do not load: {info['error_msgs']}", str(folder), "fetch them anew")
     except ModelError:
         raise
     except Exception as problem:
         raise _unloadable(problem, folder) from None
-    body = f"{hf.base_model_prefix}."
-    lacking = sorted(
-        name
-        for name in missing  # a new head may be missing, and a pooler, which belongs to it; nothing else
-        if head.kind == "language" or files is not None or (name.startswith(body) and "pooler" not in name)
-    )
+    heads = frozenset[str]() if head.kind == "language" else _head_names(hf)
+    lacking = sorted(missing if files is not None else (name for name in missing - heads if not _pooler(name, head)))
     if lacking:
-        raise ModelError(f"The weights lack {len(lacking)} tensors, first {lacking[0]}", str(folder), "fetch them anew")
+        what = f"The weights lack {len(lacking)} tensors, or have them in another size, first {lacking[0]}"
+        raise ModelError(what, str(folder), "fetch them anew")
     bad = [name for name, value in hf.named_parameters() if not torch.isfinite(value).all()]
     if bad:
         raise ModelError(f"{len(bad)} tensors hold NaN or infinity, first {bad[0]}", str(folder), "fetch them anew")
@@ -416,7 +413,18 @@ def load(
         )
     align(hf)
     hf.train()
-    return Model(hf.to(device), base, head, missing)
+    return Model(hf.to(device), base, head, missing | heads)
+
+
+def _head_names(hf: Any) -> frozenset[str]:
+    """The parameters that transformers puts on top of a body for a task."""
+    body = f"{hf.base_model_prefix}."
+    return frozenset(name for name, _ in hf.named_parameters() if not name.startswith(body))
+
+
+def _pooler(name: str, head: Head) -> bool:
+    """Whether a missing tensor belongs to a new head although it lies in the body."""
+    return head.kind != "language" and "pooler" in name
 
 
 def align(hf: nn.Module) -> None:

@@ -79,7 +79,9 @@ def fit(run: Run) -> Iterator[Event]:
         if state.done:
             break
         clock = time.monotonic()
-        torch.manual_seed(settings.seed * 1_000_003 + step)  # dropout is a function of the step: nothing to restore
+        torch.manual_seed(
+            (settings.seed * 1_000_003 + step) % 2**63
+        )  # dropout is a function of the step: nothing to restore
         micro = run.batches.step(step)
         total = sum(run.method.weight(batch) for batch in micro)
         loss = torch.zeros((), dtype=torch.float64)
@@ -156,7 +158,7 @@ def _validated(run: Run, began: float, parameters: dict[str, Any]) -> Event:
     assert run.validation is not None
     state = run.progress
     value = validation_loss(run.model, run.method, run.method_settings, run.validation.once())
-    better = state.best is None or value < state.best
+    better = math.isfinite(value) and (state.best is None or value < state.best)
     if better:
         state.best, state.best_step, state.stale = value, state.step, 0
         run.best = {name: item.detach().clone() for name, item in parameters.items()}

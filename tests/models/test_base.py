@@ -13,8 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from burnish.adapters import full, lora
 from burnish.errors import ModelError
 from burnish.models import base
+from burnish.models.base import Head
 from burnish.tokens.batch import collate
 
 KIND = dict.fromkeys(tiny.DECODERS, "decoder") | dict.fromkeys(tiny.ENCODERS, "encoder")
@@ -245,3 +247,21 @@ def test_an_evaluation_batch_without_targets_gives_nothing(tmp_path_factory):
     model = tiny.model("gpt2", "language", tmp_path_factory).eval()
     out = model(collate(tiny.rows("gpt2", "classes", tmp_path_factory), 0))
     assert out.logits.shape == (0, model.base.vocabulary)
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+@pytest.mark.parametrize("labels", [("no", "yes"), tiny.LABELS])
+def test_a_classifier_is_a_base_for_other_classes(kind, labels, tmp_path_factory, tmp_path):
+    """Its body is kept; its head is trained anew under every adapter, also when the number of classes is the same."""
+    first = tiny.model(kind, "classes", tmp_path_factory)
+    full.save(first, tmp_path, "base")
+    shutil.copyfile(first.base.folder / "tokenizer.json", tmp_path / "tokenizer.json")
+    found = base.inspect(str(tmp_path))
+    second = base.load(found, Head("classes", labels), dropout=0.0)
+    assert second.hf.config.num_labels == len(labels)
+    body = f"{second.hf.base_model_prefix}."
+    assert second.fresh == {name for name in dict(second.hf.named_parameters()) if not name.startswith(body)}
+    before, after = dict(first.hf.named_parameters()), dict(second.hf.named_parameters())
+    assert all(torch.equal(before[name], value) for name, value in after.items() if name not in second.fresh)
+    lora.attach(second, {}, 0.0, 0)
+    assert second.fresh <= set(second.trainable())

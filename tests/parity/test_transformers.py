@@ -1,6 +1,7 @@
 """A full artifact is a plain transformers model, and our losses are those of transformers where it has them."""
 
 import json
+import shutil
 
 import pytest
 import tiny
@@ -206,3 +207,19 @@ def test_real_models_take_a_head(name, head, shared):
     state = [dict(each.hf.named_parameters()) for each in (first, second, other)]
     assert all(torch.equal(value, state[1][key]) for key, value in state[0].items())
     assert {key for key, value in state[0].items() if not torch.equal(value, state[2][key])} <= first.fresh
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "bart"])
+def test_an_odd_generation_config_does_not_cost_the_run(kind, tmp_path_factory, tmp_path):
+    """transformers refuses to write settings that it read without a word; after hours of training that is too late."""
+    folder = shutil.copytree(tiny.folder(kind, tmp_path_factory), tmp_path / "base")
+    told = json.loads((folder / "generation_config.json").read_text())
+    odd = {"temperature": 0.6, "top_p": 0.9, "do_sample": False, "num_beams": 1, "early_stopping": True}
+    (folder / "generation_config.json").write_text(json.dumps(told | odd))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_beams": 4, "max_length": 20, "length_penalty": 2.0}))
+    model = base.load(base.inspect(str(folder)), tiny.HEADS["language"]).eval()
+    (tmp_path / "model").mkdir()
+    full.save(model, tmp_path / "model", "base")
+    assert json.loads((tmp_path / "model" / "generation_config.json").read_text()) == told | odd
+    assert base.load(base.inspect(str(tmp_path / "model")), tiny.HEADS["language"])

@@ -279,3 +279,18 @@ def test_a_toy_problem_is_learned(tmp_path_factory, tmp_path):
         run = tiny.run(method, head, target, kind, tmp_path_factory, tmp_path / f"{method}-{head}", **own)
         losses = [event.numbers["loss"] for event in loop.fit(run) if event.kind == "step"]
         assert losses[-1] < 0.5 * losses[0], (method, head)
+
+
+def test_a_validation_that_is_no_number_is_never_the_best(tmp_path_factory, tmp_path):
+    run = tiny.run(
+        "regress", "number", "number", "gpt2", tmp_path_factory, tmp_path,
+        validation=True, max_steps=4, evaluate_every=1, patience=0,
+    )  # fmt: skip
+    run.method = scripted([float("nan"), 3, 2, float("inf")])
+    list(loop.fit(run))
+    assert (run.progress.best_step, run.progress.best) == (3, 2.0)
+
+
+def test_any_seed_will_do(tmp_path_factory, tmp_path):
+    run = tiny.run(*SFT, tmp_path_factory, tmp_path, seed=2**63 - 1, max_steps=2)
+    assert [event.kind for event in loop.fit(run)][-1] == "finished"
