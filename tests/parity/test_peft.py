@@ -248,3 +248,35 @@ def test_published_parameter_counts(config, rank, targets, head, count):
 def test_attaching_trains_what_was_counted(tmp_path_factory):
     model = tiny.model("llama", "language", tmp_path_factory, "lora", rank=3, targets=["q_proj", "v_proj"])
     assert base.count(model.trainable().values()) == 2 * 3 * ((32 + 32) + (32 + 16))
+
+
+REAL = {
+    "stories260k-llama": ["language", "classes"],
+    "sort-gpt2-nano": ["language"],
+    "smiles-albert": ["language", "classes"],
+    "g2p-bart-en-us": ["language", "classes"],
+}
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(("name", "head"), [(name, head) for name, heads in REAL.items() for head in heads])
+def test_real_models_agree_with_peft(name, head, shared, tmp_path):
+    found = base.inspect(str(shared / "models" / name))
+    model = base.load(found, tiny.HEADS[head], dropout=0.0)
+    lora.attach(model, {}, 0.0, 0)
+    draw = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for value in model.trainable().values():
+            value.add_(torch.randn(value.shape, generator=draw) * 0.05)
+    model.eval()
+    lora.save(model, tmp_path, str(found.folder))
+    family = {"decoder": "CausalLM", "encoder": "MaskedLM", "encoder-decoder": "Seq2SeqLM"}[found.kind]
+    auto = getattr(transformers, f"AutoModelFor{family if head == 'language' else 'SequenceClassification'}")
+    more = {} if head == "language" else {"num_labels": len(tiny.LABELS)}
+    theirs = peft.PeftModel.from_pretrained(auto.from_pretrained(str(found.folder), **more), str(tmp_path)).eval()
+    ids = torch.randint(0, found.vocabulary, (1, min(found.context, 12)), generator=torch.Generator().manual_seed(0))
+    ids[0, -1] = model.hf.config.eos_token_id or 0  # BART reads its head there
+    told = {"input_ids": ids} | ({"decoder_input_ids": ids} if family == "Seq2SeqLM" and head == "language" else {})
+    torch.testing.assert_close(logits(model.hf, told), logits(theirs, told), rtol=1e-5, atol=1e-5)
+    lora.merge(model)
+    torch.testing.assert_close(logits(model.hf, told), logits(theirs, told), rtol=1e-4, atol=1e-4)
