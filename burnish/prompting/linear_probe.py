@@ -77,10 +77,15 @@ def _loss(logits: Tensor, wanted: Tensor, kind: str) -> Tensor:
 
 
 def _fit(inputs: Tensor, wanted: Tensor, penalty: float, kind: str) -> tuple[Tensor, Tensor]:
-    """Minimise mean loss + penalty / 2 x |W|^2 by L-BFGS from zero: convex, so the start does not matter."""
-    weight = torch.zeros(wanted.shape[1], inputs.shape[1], requires_grad=True)
-    bias = torch.zeros(wanted.shape[1], requires_grad=True)
-    solver = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe", tolerance_change=1e-9)
+    """Minimise mean loss + penalty / 2 x |W|^2 by L-BFGS from zero: convex, so the start does not matter.
+
+    In double precision: in single, a weak penalty is never seen beside the loss.
+    """
+    inputs, wanted = inputs.double(), wanted.double()
+    weight = torch.zeros(wanted.shape[1], inputs.shape[1], dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(wanted.shape[1], dtype=torch.float64, requires_grad=True)
+    exact = {"tolerance_grad": 1e-9, "tolerance_change": 1e-12}
+    solver = torch.optim.LBFGS([weight, bias], max_iter=500, line_search_fn="strong_wolfe", **exact)
 
     def closure() -> Tensor:
         solver.zero_grad()
@@ -90,4 +95,4 @@ def _fit(inputs: Tensor, wanted: Tensor, penalty: float, kind: str) -> tuple[Ten
 
     with torch.enable_grad():
         solver.step(closure)
-    return weight.detach(), bias.detach()
+    return weight.detach().float(), bias.detach().float()

@@ -1,0 +1,29 @@
+"""The floor: what is said without looking."""
+
+import asking
+import pytest
+
+from burnish.prompting import baseline
+from burnish.prompting._world import World
+from burnish.records import Example, Where
+
+
+def said(tmp_path_factory, labels, goal="classify", **own):
+    ready = asking.answerer("bert", tmp_path_factory, goal, **own)
+    train = [Example("labelled", Where("f", i), text=f"t{i}", label=label) for i, label in enumerate(labels)]
+    made = baseline.choose(World(ready, train, [], "accuracy", {}))
+    return next(baseline.answer(ready, made.recipe, {}, train[:1]))
+
+
+def test_the_most_frequent_class(tmp_path_factory):
+    assert said(tmp_path_factory, ["good", "bad", "good"]).label == "good"
+
+
+def test_every_class_that_more_than_half_of_the_rows_have(tmp_path_factory):
+    rows = [("good", "bad"), ("good",), ("fair",), ("good", "bad")]
+    assert said(tmp_path_factory, rows, multi=True).label == ("good",)
+    assert said(tmp_path_factory, [("good",), ("bad",)], multi=True).label == ()
+
+
+def test_the_mean(tmp_path_factory):
+    assert said(tmp_path_factory, [1.0, 2.0, 6.0], "regress").number == pytest.approx(3.0)
