@@ -260,6 +260,7 @@ class Model(nn.Module):
         accepted = signatures.signature(hf.forward).parameters
         self.takes_positions = "position_ids" in accepted
         self.takes_keep = "logits_to_keep" in accepted
+        self.takes_segments = "token_type_ids" in accepted and base.kind == "encoder"
 
     @property
     def device(self) -> torch.device:
@@ -314,14 +315,19 @@ class Model(nn.Module):
         """(B, C): a decoder is read at its last real token, the others as transformers pools them."""
         mask = (batch.document > 0).long()
         if self.base.kind != "decoder":
-            return self.hf(input_ids=batch.ids, attention_mask=mask).logits
+            return self.hf(input_ids=batch.ids, attention_mask=mask, **self._segments(batch)).logits
         hidden = self.features(batch)
         last = torch.where(batch.document > 0, torch.arange(mask.shape[1], device=mask.device), -1).amax(1)
         return self.hf.score(hidden[torch.arange(len(last), device=mask.device), last])
 
+    def _segments(self, batch: Batch) -> dict[str, Tensor]:
+        """The ids that tell two texts apart, for encoders that learned them."""
+        return {"token_type_ids": batch.segments} if self.takes_segments and batch.segments is not None else {}
+
     def features(self, batch: Batch) -> Tensor:
         """(B, T, H) last hidden states of a decoder or encoder without its head."""
         inputs: dict[str, Any] = {"input_ids": batch.ids, "attention_mask": (batch.document > 0).long()}
+        inputs |= self._segments(batch)
         if self.base.kind == "decoder":
             inputs["use_cache"] = False
             if self.takes_positions:

@@ -23,6 +23,7 @@ class Batch:
 
     ids, positions, document: (B, T) int64; document is 0 at padding, 1.. at real tokens.
     weights: (B, T) float32, how much each id counts as a target.  targets: (B, T) what to predict where it is not ids.
+    segments: (B, T) which of two texts an id belongs to.
     source, source_document: (B, S) for encoder-decoders.  label: (B,) or (B, C).
     where: each row's place in the user's file.  extras: what single methods add.
     """
@@ -34,6 +35,7 @@ class Batch:
     where: tuple[str, ...]
     examples: tuple[str, ...]
     targets: Tensor | None = None
+    segments: Tensor | None = None
     source: Tensor | None = None
     source_document: Tensor | None = None
     label: Tensor | None = None
@@ -65,6 +67,9 @@ def collate(rows: Sequence[Tokens], pad: int, left: bool = False) -> Batch:
     targets = None
     if rows[0].targets is not None:
         targets, _, _ = _padded([row.targets for row in rows if row.targets is not None], pad, left)
+    segments = None
+    if rows[0].segments is not None:
+        segments, _, _ = _padded([row.segments for row in rows if row.segments is not None], 0, left)
     label = None
     if rows[0].label is not None:
         label = torch.from_numpy(np.asarray([row.label for row in rows]))
@@ -77,6 +82,7 @@ def collate(rows: Sequence[Tokens], pad: int, left: bool = False) -> Batch:
         tuple(row.where for row in rows),
         tuple(row.example for row in rows),
         targets=targets,
+        segments=segments,
         source=source,
         source_document=source_document,
         label=label,

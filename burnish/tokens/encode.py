@@ -29,6 +29,7 @@ class Tokens:
     source: (S,) what an encoder-decoder reads; ids are then what its decoder writes.
     label: class index, multi-hot vector or number; None for language.
     targets: (T,) what to say where it is not what is read (hidden tokens of an encoder).
+    segments: (T,) 0 or 1, which of two texts an id belongs to; None where there is one text.
     """
 
     ids: np.ndarray
@@ -38,6 +39,7 @@ class Tokens:
     source: np.ndarray | None = None
     label: Any = None
     targets: np.ndarray | None = None
+    segments: np.ndarray | None = None
 
     @property
     def length(self) -> int:
@@ -143,8 +145,12 @@ class Encoding:
                 Problem("The text has no token", str(example.where), "remove the row", "error", example.id)
             )
         label = self._target(example)
-        told = np.asarray(ids, dtype=np.int32)
-        return [Tokens(told, np.zeros(len(ids), np.float32), example.id, str(example.where), None, label)], max(over, 0)
+        told, weights = np.asarray(ids, dtype=np.int32), np.zeros(len(ids), np.float32)
+        tokens = Tokens(told, weights, example.id, str(example.where), None, label)
+        if example.pair is not None:
+            segments = self.tokenizer.segments(example.text or example.surface, example.pair)
+            tokens = replace(tokens, segments=np.asarray(segments, dtype=np.int32))
+        return [tokens], max(over, 0)
 
     def _target(self, example: Example) -> Any:
         if self.multi:

@@ -113,6 +113,10 @@ class Tokenizer:
         """
         return list(self._guarded.encode(text, pair, add_special_tokens=True).ids)
 
+    def segments(self, text: str, pair: str) -> list[int]:
+        """Which of two texts each id of `encode_plain(text, pair)` belongs to: 0 or 1, as the model was pre-trained."""
+        return list(self._guarded.encode(text, pair, add_special_tokens=True).type_ids)
+
     def encode_text(self, text: str) -> list[int]:
         """ids of a user's text alone; a control token spelt in it stays ordinary text."""
         return list(self._guarded.encode(text, add_special_tokens=False).ids)

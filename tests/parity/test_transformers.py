@@ -229,7 +229,6 @@ def test_an_odd_generation_config_does_not_cost_the_run(kind, tmp_path_factory, 
     assert base.load(base.inspect(str(tmp_path / "model")), tiny.HEADS["language"])
 
 
-@pytest.mark.xfail(strict=True, reason="Tokens and Batch carry no segment ids yet (tokenizer.encode(...).type_ids)")
 @pytest.mark.parametrize("kind", tiny.ENCODERS)
 def test_two_texts_are_told_apart_as_the_model_learned(kind, tmp_path_factory, tmp_path):
     """BERT was pre-trained with segment 1 for the second text, and its own tokenizer class says so."""
