@@ -21,7 +21,9 @@ TARGET = "label"
 class Settings:
     """Keys of `method:` when its kind is classify."""
 
-    label_smoothing: float = setting(0.0, "share of each target spread over the whole vocabulary or all classes", 0, 0.9)
+    label_smoothing: float = setting(
+        0.0, "share of each target spread over the whole vocabulary or all classes", 0, 0.9
+    )
 
 
 def weight(batch: Batch) -> float:

@@ -58,7 +58,9 @@ class Corruption:
     def _masked(self, row: Tokens, generator: np.random.Generator) -> Tokens:
         mask = self.tokenizer.id("mask")
         if mask is None:
-            raise TokenError("This encoder's tokenizer has no mask token", str(self.tokenizer.folder), "use another base")
+            raise TokenError(
+                "This encoder's tokenizer has no mask token", str(self.tokenizer.folder), "use another base"
+            )
         open_ = np.flatnonzero(row.weights > 0)
         chosen = generator.choice(open_, max(1, round(len(open_) * self.settings.hidden)), replace=False)
         ids, weights = row.ids.copy(), np.zeros_like(row.weights)
@@ -78,7 +80,8 @@ class Corruption:
                 "use method sft with prompt/completion rows, or another base",
             )
         ids = row.ids.tolist()
-        hidden = _span_mask(row.weights > 0, self.settings, generator)
+        most = len(sentinels) or len(ids)
+        hidden = _span_mask(row.weights > 0, self.settings, generator, most)
         source: list[int] = []
         answer: list[int] = []
         number = -1
@@ -113,12 +116,14 @@ def _sentinels(tokenizer: Tokenizer) -> list[int]:
     return [i for _, i in sorted(found, key=lambda item: int(item[0][10:-1]))]
 
 
-def _span_mask(open_: np.ndarray, settings: Settings, generator: np.random.Generator) -> np.ndarray:
-    """(T,) which tokens are hidden: spans of mean length `span` until `hidden` of the open ones are."""
+def _span_mask(open_: np.ndarray, settings: Settings, generator: np.random.Generator, most: int) -> np.ndarray:
+    """(T,) which tokens are hidden: at most `most` spans of mean length `span` until `hidden` of the open ones are."""
     hidden = np.zeros(len(open_), bool)
     places = np.flatnonzero(open_)
     wanted = max(1, round(len(places) * settings.hidden))
-    while hidden.sum() < wanted:
+    for _ in range(most):
+        if hidden.sum() >= wanted:
+            break
         start = int(generator.choice(places))
         length = min(1 + int(generator.poisson(settings.span - 1)), wanted - int(hidden.sum()))
         hidden[start : start + length] = open_[start : start + length]

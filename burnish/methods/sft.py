@@ -20,7 +20,9 @@ TARGET = "answers"
 class Settings:
     """Keys of `method:` when its kind is sft."""
 
-    label_smoothing: float = setting(0.0, "share of each target spread over the whole vocabulary or all classes", 0, 0.9)
+    label_smoothing: float = setting(
+        0.0, "share of each target spread over the whole vocabulary or all classes", 0, 0.9
+    )
 
 
 def weight(batch: Batch) -> float:
