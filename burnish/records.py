@@ -294,6 +294,7 @@ class Report:
     environment: Mapping[str, Any]
     folder: str
     seconds: float = 0.0
+    page: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -307,5 +308,6 @@ class Report:
             "readings": [dict(item) for item in self.readings],
             "environment": dict(self.environment),
             "folder": self.folder,
+            "page": self.page,
             "seconds": round(self.seconds, 1),
         }

@@ -9,8 +9,9 @@ import math
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
+from typing import Any
 
 from rich.live import Live
 from rich.text import Text
@@ -87,7 +88,11 @@ class Progress:
             self._begin(rung)
         numbers = event.numbers
         if event.kind == "started":
-            self._phase(str(numbers.get("phase") or numbers.get("text") or "starting"))
+            self._phase("starting")
+            if "parameters" in numbers:
+                self.screen.line(f"{rung}  {_plan(numbers)}")
+        elif event.kind == "resumed":
+            self.screen.line(f"{rung}  goes on after step {event.step:,}")
         elif event.kind == "phase":
             self._move(str(numbers["text"]), int(numbers.get("done") or 0), int(numbers.get("total") or 0))
         elif event.kind == "step":
@@ -101,7 +106,7 @@ class Progress:
         elif event.kind == "warned":
             self.screen.line((f"{rung}: warning: {numbers['text']}", "yellow"))
         elif event.kind == "finished":
-            self.screen.line(f"{rung}  ", ("done", "green"), f": {numbers.get('reason', '')} · ", self._summary())
+            self.screen.line(f"{rung}  ", ("done", "green"), f": {numbers.get('reason', '')} · ", self._summary(False))
             self.rung = ""  # already told
         if not self.live and event.kind in ("started", "phase", "step"):
             self._log()
@@ -120,7 +125,7 @@ class Progress:
         further = share - self.told_share >= EVERY_SHARE - 1e-9 and now - self.told_at >= APART
         if further or now - self.told_at >= EVERY_SECONDS:
             self.told_at, self.told_share = now, share
-            counts = f"{self.done:,}/{self.total:,} {share:.0%} · " if self.total else ""
+            counts = f"{self._counts()} {share:.0%} · ".lstrip() if self.total else ""
             self.screen.line(f"{self.rung}  {self._words()}  {counts}{self._summary()}")
 
     def _leave(self) -> None:
@@ -128,6 +133,10 @@ class Progress:
         if self.live and self.live.is_started and self.rung:
             steps = f" {self.done:,}/{self.total:,}" if self.weight else ""  # a phase's words hold its own counts
             self.screen.line(f"{self.rung}  {self._words()}{steps} · {self._summary(left=False)}")
+
+    def _counts(self) -> str:
+        """`3/20`, unless the words hold their own counts."""
+        return "" if f"{self.done} of {self.total}" in self.phase else f"{self.done:,}/{self.total:,}"
 
     def _words(self) -> str:
         return plain.line(self.phase.removeprefix(f"{self.rung}: "), 60)
@@ -158,7 +167,7 @@ class Progress:
         if not self.rung:
             return Text("")
         head, tail = f"{self.rung}  {self._words()} ", f" {self._summary()}"
-        counts = f" {self.done:,}/{self.total:,} ·" if self.total else ""
+        counts = f" {self._counts()} ·" if self.total and self._counts() else ""
         room = min(40, self.screen.console.width - len(head) - len(counts) - len(tail) - 1)
         bar: tuple[str, str] = ("", "")
         rest = ""
@@ -167,6 +176,17 @@ class Progress:
             bar, rest = ("━" * full, "green"), "━" * (room - full)
         head, tail = plain.visible(head), plain.visible(tail)
         return Text.assemble(head, bar, (rest, "dim"), counts, tail, no_wrap=True, overflow="ellipsis")
+
+
+def _plan(numbers: Mapping[str, Any]) -> str:
+    """What a trained rung sets out to do: parameters, rows, tokens, steps."""
+    tokens = numbers["tokens"]
+    told = [f"{numbers['method']}: trains {numbers['trained']:,} of {numbers['parameters']:,} parameters"]
+    told.append(f"{numbers['rows']:,} rows")
+    words = [f"{tokens[f'tokens_{kind}']:,} {kind}" for kind in ("trained", "masked", "cut")]
+    told.append(f"tokens {', '.join(words)}")
+    told.append(f"{numbers['steps']:,} steps, {numbers['per_epoch']:,} an epoch")
+    return " · ".join(told)
 
 
 def clock(seconds: float) -> str:

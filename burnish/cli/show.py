@@ -7,6 +7,7 @@ Models and data speak here in the words of strangers: everything passes `plain.v
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,9 @@ from burnish.records import Comparison, Report, RungResult
 
 LISTED = 20  # kinds of problem shown,
 PLACES = 4  # and places of each; the rest are counted
+FIRST = 3  # rows shown by init
+CLASSES = 10  # classes whose rows are counted one by one
+VARIES = re.compile(r'"[^"]*"|\S*\d\S*')  # what differs between two problems of one kind
 Part = str | tuple[str, str]  # text, or text and its style
 
 
@@ -88,32 +92,43 @@ Asked = Mapping[str, Any]
 def init(screen: Screen, told: Mapping[str, Any], asked: Asked) -> None:
     """What was guessed from the data, and the file that says so."""
     screen.line((f"Wrote {told['task_file']}", "bold"), " from what the data looks like; change there what is wrong")
-    target = told["goal"] if isinstance(told["goal"], str) else plain.setting(told["goal"])
-    _facts(screen, {"goal": target, **{key: told[key] for key in ("metric", "rows", "shape", "columns", "labels")}})
+    facts = {"goal": f"{told['goal']}, measured by {told['metric']}", "rows": told["rows"], "shape": told["shape"]}
+    facts["columns"] = ", ".join(f"{role} = {plain.setting(column)}" for role, column in told["columns"].items())
+    _facts(screen, {**facts, "labels": _labels(told["labels"])})
     for note in told["notes"]:
         screen.line("  note     ", str(note))
-    for row in told["first"]:
-        screen.line("  first    ", plain.line(row if isinstance(row, str) else plain.setting(row), 160))
+    for row in told["first"][:FIRST]:
+        screen.line("  row      ", _row(row))
     _next(screen, ["check", told["task_file"]], ["climb", told["task_file"]])
 
 
 def check(screen: Screen, told: Mapping[str, Any], asked: Asked) -> None:
     """The data card, what is wrong, and the first rows as the model sees them."""
-    for head, facts in (("Data", _card(told["data"])), ("Tokens", told["tokens"])):
-        if facts:
-            screen.line((head, "bold"))
-            _facts(screen, facts)
+    if told["data"]:
+        screen.line(("Data", "bold"))
+        _facts(screen, _card(told["data"]))
+    if told["tokens"]:
+        screen.line()
+        kinds = ("rows", "pieces", *(f"tokens_{kind}" for kind in ("kept", "trained", "masked", "cut", "unknown")))
+        rows = [
+            [split, *(f"{count[kind]:,}" for kind in (*kinds, "longest"))] for split, count in told["tokens"].items()
+        ]
+        screen.table(["tokens", *(kind.removeprefix("tokens_") for kind in kinds), "longest"], rows)
+        screen.line()
     _problems(screen, told["problems"])
     for row in told["shown"]:
         screen.line()
-        screen.line((str(row["where"]), "bold"), "  trained part ", _trained(screen, "like this"))
+        label = row.get("label")
+        key: list[Part] = ["  trained part ", _trained(screen, "like this")]
+        screen.line((str(row["where"]), "bold"), *(key if label is None else [f"  label {_fact(label)}"]))
         screen.line(*(_trained(screen, text) if trained else text for text, trained in row["spans"]))
     screen.line()
     if told["ok"]:
         screen.line(("Ready.", "bold green"))
-        _next(screen, ["climb", asked["task"]])
-    else:
-        screen.line(("Not ready: a run would stop at the errors above.", "bold red"))
+        _next(screen, ["climb", asked["task"], *_set(asked)])
+        return
+    screen.line(("Not ready: a run would stop at the errors above.", "bold red"), "  Mend them, or go on without:")
+    _next(screen, ["check", asked["task"], *_set(asked), "--set", "data.on_problem=drop"])
 
 
 def climb(screen: Screen, told: Report, asked: Asked) -> None:
@@ -124,18 +139,20 @@ def climb(screen: Screen, told: Report, asked: Asked) -> None:
     screen.line()
     _rungs(screen, told.rungs)
     _comparisons(screen, told.comparisons)
-    if "target" in asked:  # an evaluation is of few rungs, so there is room for all that was measured
-        for rung in told.rungs:
-            _scores(screen, rung)
-    page = Path(told.folder) / "report.html"
+    if "target" in asked:
+        _measured(screen, [rung for rung in told.rungs if rung.scores])
+    screen.line()
+    rows = _card(told.data).get("rows")
+    if rows:
+        screen.line(("Data     ", "bold"), _fact(rows))
+    page = Path(told.page or Path(told.folder) / "report.html")
     if page.exists():
-        screen.line()
-        screen.line(("Report   ", "bold"), str(page), whole=True)
+        screen.line(("Report   ", "bold"), _path(page), whole=True)
     chosen = next((rung.artifact for rung in told.rungs if rung.rung == told.verdict.rung and rung.artifact), "")
     if chosen:
         _next(screen, *_uses(chosen, str(told.goal.get("task", ""))))
     elif "task" in asked:
-        _next(screen, ["check", asked["task"], "--show", "3"])
+        _next(screen, ["check", asked["task"], *_set(asked), "--show", "3"])
 
 
 def train(screen: Screen, told: RungResult, asked: Asked) -> None:
@@ -146,8 +163,11 @@ def train(screen: Screen, told: RungResult, asked: Asked) -> None:
     made = f" in {plain.seconds(told.seconds)}, {told.trained:,} parameters trained"
     screen.line((f"Trained {told.rung}", "bold green"), made)
     _scores(screen, told)
-    _facts(screen, {**told.settings, "artifact": told.artifact})
-    _next(screen, ["evaluate", told.artifact], ["climb", asked["task"]])
+    own = dict(told.settings)
+    own["tokens trained"], own["ended"] = own.pop("tokens", None), own.pop("stopped", None)
+    best = min((point["valid_loss"] for point in told.curve if "valid_loss" in point), default=None)
+    _facts(screen, {**own, "validation loss": best, "artifact": told.artifact})
+    _next(screen, ["evaluate", told.artifact], ["climb", asked["task"], *_set(asked)])
 
 
 def predict(screen: Screen, told: Mapping[str, Any], asked: Asked) -> None:
@@ -167,11 +187,14 @@ def runs(screen: Screen, told: Sequence[Mapping[str, Any]], asked: Asked) -> Non
         screen.line("No runs yet.")
         _next(screen, ["demo"], ["init", "DATA"])
         return
-    heads = ("name", "state", "goal", "rungs", "verdict", "when", "took")
-    rows = [
-        [*(plain.setting(run[key]) for key in heads[:-1]), plain.seconds(float(run["seconds"] or 0))] for run in told
-    ]
-    screen.table(heads, rows, left=6)
+    rows = []
+    for run in told:
+        goal = run["goal"]
+        wanted = [str(goal.get(key)) for key in ("task", "metric") if goal.get(key) not in (None, "auto")]
+        wanted += [f"target {goal['target']:g}"] if goal.get("target") is not None else []
+        words = [run["name"], run["state"], ", ".join(wanted), run["outcome"], ", ".join(run["rungs"]), run["when"]]
+        rows.append([*words, plain.seconds(float(run["seconds"] or 0))])
+    screen.table(("name", "state", "goal", "verdict", "rungs", "when", "took"), rows, left=6)
 
 
 VIEWS: dict[str, Callable[[Screen, Any, Asked], None]] = {
@@ -198,7 +221,7 @@ def _facts(screen: Screen, facts: Mapping[str, Any]) -> None:
 
 def _fact(value: Any, between: str = " · ") -> str:
     if isinstance(value, Mapping):
-        return between.join(f"{key} {_fact(item, ', ')}" for key, item in value.items())
+        return between.join(f"{key} {_fact(item, ', ')}" for key, item in value.items() if item not in ({}, [], ""))
     if isinstance(value, (list, tuple)):
         return ", ".join(_fact(item, ", ") for item in value)
     if isinstance(value, float) and value.is_integer():
@@ -208,29 +231,66 @@ def _fact(value: Any, between: str = " · ") -> str:
 
 def _card(card: Mapping[str, Any]) -> dict[str, Any]:
     """What of a data card a person wants to see; --json and card.json hold all of it."""
-    files = [f"{item['name']} (sha256 {item['sha256'][:8]})" for item in card.get("files", ())]
-    keys = ("reading", "rows", "splits", "label_counts", "letters")
-    return {"files": files, **{key: card[key] for key in keys if key in card}}
+    files = [f"{_path(Path(item['name']))} (sha256 {item['sha256'][:8]})" for item in card.get("files", ())]
+    if len(files) > PLACES:
+        files = [f"{len(files):,} in {_path(Path(card['files'][0]['name']).parent)}"]
+    counts = {split: found for split, found in card.get("label_counts", {}).items() if found}
+    if any(len(found) > CLASSES for found in counts.values()):
+        counts = {split: _labels(found) for split, found in counts.items()}
+    letters = {key: round(value) for key, value in card.get("letters", {}).items()}
+    told = {"files": files, **{key: card.get(key) for key in ("reading", "rows", "splits")}}
+    return {**told, "label counts": counts, "letters": letters}
+
+
+def _labels(counts: Any) -> str:
+    """Rows per class, or of many classes how many there are and how rare the rarest."""
+    if not isinstance(counts, Mapping) or len(counts) <= CLASSES:
+        return _fact(counts) if counts else ""
+    return f"{len(counts):,} classes of {min(counts.values()):,} to {max(counts.values()):,} rows"
+
+
+def _row(row: Mapping[str, Any]) -> str:
+    """An example on one line: what is asked, an arrow, what is answered."""
+    turns = [f"{turn['role']}: {turn['content']}" for turn in row.get("messages", ())]
+    answer = row.get("label")
+    if turns and row["messages"][-1]["role"] == "assistant":
+        answer = turns.pop().removeprefix("assistant: ")
+    asked = plain.line(" | ".join([*turns, *(row[key] for key in ("text", "pair") if row.get(key))]), 100)
+    return asked if answer is None else f"{asked} → {plain.line(plain.setting(answer), 60)}"
+
+
+def _path(path: Path) -> str:
+    """A path as one would type it here."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except (OSError, ValueError):
+        return os.path.normpath(path)
+
+
+def _set(asked: Asked) -> list[str]:
+    """The overrides of a command, for the command that follows it."""
+    return [word for override in asked.get("set", ()) for word in ("--set", override)]
 
 
 def _problems(screen: Screen, problems: Sequence[Mapping[str, Any]]) -> None:
-    """Errors before warnings before notes; one message stands once, with the places it holds for."""
+    """Errors before warnings before notes; what differs in numbers and quotations alone stands once."""
     colours = {"error": "bold red", "warning": "yellow", "note": "dim"}
-    places: dict[tuple[str, str, str], list[str]] = {}
+    alike: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for severity in colours:
         for item in problems:
             if item["severity"] == severity:
-                places.setdefault((severity, item["what"], item["do"]), []).append(item["where"])
-    for (severity, what, do), found in list(places.items())[:LISTED]:
-        times = f" ({len(found):,} times)" if len(found) > 1 else ""
-        screen.line((f"{severity}: ", colours[severity]), what, times)
-        where = ", ".join(item for item in found[:PLACES] if item)
+                alike.setdefault((severity, VARIES.sub("", item["what"])), []).append(item)
+    for (severity, _), found in list(alike.items())[:LISTED]:
+        same = len({item["what"] for item in found}) == 1
+        times = f" ({len(found):,} {'times' if same else 'like this'})" if len(found) > 1 else ""
+        screen.line((f"{severity}: ", colours[severity]), found[0]["what"], times)
+        where = ", ".join(item["where"] for item in found[:PLACES] if item["where"])
         more = f" and {len(found) - PLACES:,} more" if len(found) > PLACES else ""
-        for key, told in (("where", where + more), ("do", do)):
+        for key, told in (("where", where + more), ("do", found[0]["do"])):
             if told:
                 screen.line(f"  {key:<6} ", told)
-    if len(places) > LISTED:
-        screen.line(f"... and {len(places) - LISTED:,} more kinds of problem; --json lists all")
+    if len(alike) > LISTED:
+        screen.line(f"... and {len(alike) - LISTED:,} more kinds of problem; --json lists all")
 
 
 def _trained(screen: Screen, text: str) -> Part:
@@ -254,20 +314,35 @@ def _rungs(screen: Screen, rungs: Sequence[RungResult]) -> None:
 
 
 def _comparisons(screen: Screen, comparisons: Sequence[Comparison]) -> None:
-    if comparisons:
-        screen.line()
+    if not comparisons:
+        return
+    screen.line()
+    counted = any(item.fixed or item.broken for item in comparisons)
+    rows = []
     for item in comparisons:
-        counts = f", fixed {item.fixed}, broke {item.broken}" if item.fixed or item.broken else ""
-        screen.line(
-            f"{item.b} against {item.a}: {plain.signed(item.difference)}",
-            f" ({plain.interval(item.low, item.high, sign=True)}, n = {item.n:,}){counts}",
-            f"; p {_chance(item.p)}, Holm-corrected p {_chance(item.p_holm)} ({item.test})",
-        )
+        numbers = [plain.signed(item.difference), plain.interval(item.low, item.high, sign=True)]
+        numbers += [f"{item.fixed:,}", f"{item.broken:,}"] if counted else []
+        rows.append([f"{item.b} against {item.a}", *numbers, plain.chance(item.p_holm)])
+    heads = ["difference", "interval", *(["fixed", "broke"] if counted else []), "p (Holm)"]
+    screen.table([f"n = {comparisons[0].n:,}, {comparisons[0].test}", *heads], rows)
 
 
-def _chance(p: float) -> str:
-    told = plain.chance(p)
-    return told if told.startswith("<") else f"= {told}"
+def _measured(screen: Screen, rungs: Sequence[RungResult]) -> None:
+    """Every metric: with intervals of a single rung, side by side of several (the report holds the intervals)."""
+    if len(rungs) < 2:
+        for rung in rungs:
+            screen.line()
+            _scores(screen, rung)
+        return
+    names = list(dict.fromkeys(score.metric for rung in rungs for score in rung.scores))
+    if len(names) < 2:
+        return
+    rows = []
+    for rung in rungs:
+        values = {score.metric: plain.number(score.value) for score in rung.scores}
+        rows.append([rung.rung, *(values.get(name, "–") for name in names)])
+    screen.line()
+    screen.table(["rung", *names], rows)
 
 
 def _scores(screen: Screen, rung: RungResult) -> None:

@@ -50,8 +50,7 @@ def climb(task: Task, again: bool, say: Say) -> Report:
             results.append(make_prompted(ladder, rung, again, say, model))
     told = judge(ladder, results, ladder.rows("test"), "test", "climb", say, model)
     told = replace(told, seconds=round(time.monotonic() - clock, 1))
-    publish(told, ladder.folder, ladder.rows("test"), "test")
-    return told
+    return publish(told, ladder.folder, ladder.rows("test"), "test")
 
 
 __all__ = ["climb", "judge", "made", "make_trained", "publish", "ready"]

@@ -109,10 +109,11 @@ def judge(
     )
 
 
-def publish(told: Report, folder: Path, rows: Sequence[Example], suite: str) -> Path:
-    """Write report.json, report.html, and a model card into every artifact; returns the page's path."""
+def publish(told: Report, folder: Path, rows: Sequence[Example], suite: str) -> Report:
+    """Write report.json, report.html, and a model card into every artifact; returns the report with its page."""
     predictions = {rung.rung: predicting.stored(Path(rung.predictions)) for rung in told.rungs if rung.predictions}
     name = "report" if suite == "test" else f"report-{suite}"
+    told = replace(told, page=str(folder / f"{name}.html"))
     store.write_json(folder / f"{name}.json", told.to_json())
     store.write_text(folder / f"{name}.html", report.html(told, rows, predictions))
     for rung in told.rungs:
@@ -120,7 +121,7 @@ def publish(told: Report, folder: Path, rows: Sequence[Example], suite: str) -> 
             files = json.loads((Path(rung.artifact) / "artifact.json").read_text(encoding="utf-8"))["files"]
             facts = replace(card.facts_of(told, rung), files=files)
             store.write_text(Path(rung.artifact) / "README.md", card.card(told, rung, facts))
-    return folder / f"{name}.html"
+    return told
 
 
 def _scored(

@@ -70,7 +70,7 @@ class Ladder:
 
 def rungs_of(task: Task, base: Base) -> tuple[str, ...]:
     """The rungs to try, cheapest first: the task's own, else those that suit the base."""
-    wanted = task.rungs or LADDER[base.kind]
+    wanted = task.rungs or [rung for rung in LADDER[base.kind] if not (base.random and rung == "lora")]
     return tuple(sorted(wanted, key=cost))
 
 
@@ -83,8 +83,11 @@ def folder_of(rung: str) -> str:
     return "adapters" if rung in kinds.names("adapters") else "prompting"
 
 
-def ready(task: Task) -> Ladder:
-    """Inspect the base, read and split the data, choose the method; writes the run's task.yaml and environment.json."""
+def ready(task: Task, begin: bool = True) -> Ladder:
+    """Inspect the base, read and split the data, choose the method.
+
+    begin: write the run's task.yaml and environment.json; a check or an evaluation begins no run.
+    """
     base = models.inspect(task.base.name, task.folder, task.base.weights == "random")
     tokenizer = Tokenizer.load(base.folder)
     shared = store.home() / "cache" / "data" / _data_key(task)
@@ -105,8 +108,9 @@ def ready(task: Task) -> Ladder:
     ]
     key = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:8]
     folder = store.run_folder(f"{slug(task.name)}-{key}")
-    store.write_text(folder / "task.yaml", tasks.write(_anchored(task), "Every key of this run, as resolved."))
-    store.write_json(folder / "environment.json", environment())
+    if begin:
+        store.write_text(folder / "task.yaml", tasks.write(_anchored(task), "Every key of this run, as resolved."))
+        store.write_json(folder / "environment.json", environment())
     return Ladder(task, base, tokenizer, prepared, method, asked, trained, folder)
 
 

@@ -90,11 +90,12 @@ def make_prompted(ladder: Ladder, rung: str, again: bool, say: Say, model: Calla
         if finished is not None:
             say(rung, Event("phase", 0, 0.0, {"text": f"{rung}: already made"}))
             return finished
-        say(rung, Event("phase", 0, 0.0, {"text": rung}))
+        say(rung, Event("phase", 0, 0.0, {"text": "choosing"}))
+        base = model()  # loaded once for all rungs, so it is in the cost of none
         clock = time.monotonic()
         empty = Artifact(rung, ladder.base, ladder.asked)
         world = World(
-            predicting.answerer(empty, ladder.task.evaluate, model()),
+            predicting.answerer(empty, ladder.task.evaluate, base),
             ladder.rows("train"),
             ladder.rows("validation"),
             ladder.metric,
@@ -125,14 +126,14 @@ def _finished(folder: Path) -> RungResult | None:
     """The rung's result if it was made and its artifact still verifies."""
     try:
         told = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        artifacts.load(told["artifact"])
+        artifact = artifacts.load(folder / "artifact").folder  # not as it was written: a home may be moved
     except (OSError, ValueError, KeyError, BurnishError):
         return None
     return RungResult(
         told["rung"],
         seconds=told["seconds"],
         trained=told["trained"],
-        artifact=told["artifact"],
+        artifact=str(artifact),
         settings=told["settings"],
         curve=tuple(told["curve"]),
         samples=tuple(told.get("samples", ())),

@@ -7,17 +7,19 @@ up with the file.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
 from burnish import kinds
 from burnish.data import readers
-from burnish.data.rows import Bad, ShapeProblem, one
+from burnish.data.rows import Bad, ShapeProblem, mostly, one
 from burnish.errors import DataError
 from burnish.records import Example, Message, Problem
 
+ASKED = {"labelled": "text", "prompt": "prompt", "instruction": "instruction"}  # what a bare line stands for
+SLIP = ("data.files; names start at the task's folder", "the name")
 ANSWER = {"prompt": "completion", "instruction": "output", "labelled": "label"}
 
 
@@ -30,10 +32,20 @@ class Question:
     problem: Problem | None
 
 
-def questions(name: str, shape: str, columns: Mapping[str, Any]) -> Iterator[Question]:
-    """Every row of a file or folder; raises DataError when none of them has the columns that are asked for."""
-    sources = readers.find([name])
+def questions(name: str, shape: str, columns: Mapping[str, Any], labels: Sequence[str] = ()) -> Iterator[Question]:
+    """Every row of a file or folder; raises DataError when none of them has the columns that are asked for.
+
+    labels: the classes the artifact knows.  Lines of a text file that begin with one are read as `LABEL text`; other
+    lines are questions as they stand.
+    """
+    try:
+        sources = readers.find([name])
+    except DataError as problem:
+        raise DataError(problem.what, problem.where, problem.do.replace(*SLIP)) from None
     mode = readers.text_mode(sources, shape, "", dict(columns))
+    if shape in ASKED and mode != "line" and all(source.format == "txt" for source in sources):
+        mode = "labelled" if labels and _labelled(sources[0], labels) else "line"
+        columns = dict(columns) if mode == "labelled" else {**columns, ASKED[shape]: "line"}
     wanted = {role: column for role, column in columns.items() if role not in _answers(shape)}
     for source in sources:
         rows = readers.read(source, mode)
@@ -54,6 +66,12 @@ def questions(name: str, shape: str, columns: Mapping[str, Any]) -> Iterator[Que
             except ShapeProblem as problem:
                 told = Problem(f"{problem.field}: {problem.what}", str(item.where), problem.do)
                 yield Question(item.values, None, told)
+
+
+def _labelled(source: readers.Source, labels: Sequence[str]) -> bool:
+    """Whether the first lines of a text file begin with classes."""
+    head = [item.values["line"] for item in islice(readers.read(source, "line"), 100) if not isinstance(item, Bad)]
+    return mostly(head, lambda line: str(line).split(maxsplit=1)[:1] in [[label] for label in labels])
 
 
 def _answers(shape: str) -> tuple[str, ...]:

@@ -31,10 +31,10 @@ def told(problem: Problem) -> str:
 class BadRows(DataError):
     """Rows that cannot be used; `problems` holds them (the first 10,000 of `count`)."""
 
-    def __init__(self, problems: Sequence[Problem], count: int, listed: str = "") -> None:
+    def __init__(self, problems: Sequence[Problem], count: int, listed: str = "", do: str = "") -> None:
         self.problems, self.count = list(problems), count
         where = self.problems[0].where if self.problems else ""
-        do = "mend them, or set data.on_problem: drop to go on without them"
+        do = do or "mend them, or set data.on_problem: drop to go on without them"
         super().__init__(f"{counted(count, 'problem')} in the data", where, do)
         self.listed = listed
 

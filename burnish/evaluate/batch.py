@@ -35,7 +35,8 @@ def run(artifact: Artifact, data: str, out: Path, say: Say) -> dict[str, Any]:
     if Path(data).exists() and out.exists() and Path(data).samefile(out):
         raise DataError("Input and output are the same file", str(out), "give --out another name")
     clock = time.monotonic()
-    rows = list(questions(data, artifact.contract.shape, dict(artifact.facts.get("columns", {}))))
+    contract = artifact.contract
+    rows = list(questions(data, contract.shape, dict(artifact.facts.get("columns", {})), contract.labels))
     part = out.with_name(f".{out.name}.part")
     header = {"rows": len(rows), "work": _work(artifact, rows)}
     done = _done(part, header)

@@ -77,7 +77,9 @@ def check(task: str, *, set: Sequence[str] = (), show: int = 0) -> dict[str, Any
         "rows": {"read": 600, "dropped": {"exact duplicate": 2}},
         "label_counts": {"train": {"bad": 300, "good": 298}},
     }
-    return {"data": card, "tokens": {}, "problems": problems, "shown": shown, "ok": ok}
+    count = {f"tokens_{kind}": 9 for kind in ("kept", "trained", "masked", "cut", "unknown")}
+    tokens = {"train": {"rows": 140, "pieces": 140, "longest": 159, **count}}
+    return {"data": card, "tokens": tokens, "problems": problems, "shown": shown, "ok": ok}
 
 
 def climb(task: str, *, set: Sequence[str] = (), again: bool = False, say: Say | None = None) -> Report:
@@ -113,6 +115,7 @@ def chat(artifact: str) -> Chat:
 def runs() -> list[dict[str, Any]]:
     """List the runs."""
     row = {"name": "reviews", "goal": {"task": "classify"}, "rungs": ["lora"], "verdict": "met", "seconds": 64.1}
+    row |= {"outcome": "lora: met"}
     return [row | {"when": "2026-11-21 07:00", "state": "done"}]
 
 

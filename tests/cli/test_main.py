@@ -208,6 +208,7 @@ def test_every_option_of_the_real_verbs_is_explained(capsys: pytest.CaptureFixtu
     for verb in VERBS:
         assert f"\n  {verb} " in shown
         assert main.parse([verb, "--help"], workflow) == 0
+    assert "..." not in shown.partition("Commands:")[2]  # every summary fits 80 columns
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -92,7 +92,7 @@ def test_warnings_and_ends_are_always_told() -> None:
 def test_a_phase_names_its_rung_once() -> None:
     progress, _, stream = watched()
     progress("zero-shot", Event("phase", 0, 0.0, {"text": "zero-shot: 120 of 172 rows", "done": 120, "total": 172}))
-    assert stream.getvalue().startswith("zero-shot  120 of 172 rows  120/172 70%")
+    assert stream.getvalue().startswith("zero-shot  120 of 172 rows  70% · ")
 
 
 def test_a_terminal_that_goes_away_does_not_stop_the_work() -> None:
@@ -125,3 +125,27 @@ def test_a_terminal_shows_a_bar_no_wider_than_itself(monkeypatch: pytest.MonkeyP
             assert width < 80 or len(progress._bar().plain) < width
         assert "zero-shot  3 of 3 rows" in stream.getvalue()
         assert stream.getvalue().rstrip().endswith("\x1b[?25h") or "\x1b[?25h" in stream.getvalue()  # cursor is back
+
+
+def test_a_trained_rung_begins_by_saying_what_it_sets_out_to_do() -> None:
+    tokens = {"tokens_trained": 140, "tokens_masked": 9325, "tokens_cut": 0}
+    numbers = {"phase": "lora", "method": "classify", "parameters": 306_400, "trained": 46_368, "rows": 140}
+    progress, _, stream = watched()
+    progress("lora", Event("started", 0, 0.0, {**numbers, "tokens": tokens, "steps": 27, "per_epoch": 9}))
+    progress("lora", Event("resumed", 12, 3.0, {"path": "x"}))
+    first, second, third = stream.getvalue().splitlines()
+    assert first == (
+        "lora  classify: trains 46,368 of 306,400 parameters · 140 rows"
+        " · tokens 140 trained, 9,325 masked, 0 cut · 27 steps, 9 an epoch"
+    )
+    assert second.startswith("lora  starting")
+    assert third == "lora  goes on after step 12"
+
+
+def test_what_is_done_has_no_time_left() -> None:
+    progress, clock, stream = watched()
+    for number in range(1, 21):
+        clock.now += 1
+        progress("lora", step(number))
+    progress("lora", Event("finished", 20, 20.0, {"reason": "no improvement in 4 validations"}))
+    assert "ETA" not in stream.getvalue().splitlines()[-1]
