@@ -24,6 +24,8 @@ from burnish.generate.pieces import continued
 from burnish.models import base as models
 from burnish.models.base import Model
 from burnish.records import Comparison, Event, Example, Prediction, Report, RungResult
+from burnish.tokens.encode import encode_all
+from burnish.train.tune import readable
 
 Say = Callable[[str, Event], None]
 
@@ -51,7 +53,8 @@ def judge(
         artifact = artifacts.load(result.artifact)
         path = Path(result.artifact).parent / "predictions" / f"{suite}.jsonl"
         done = predicting.stored(path)
-        if [item.id for item in done] != [row.id for row in rows] or not path.with_suffix(".json").exists():
+        made_by = _made_by(artifact, ladder)
+        if [item.id for item in done] != [row.id for row in rows] or _maker(path) != made_by:
             if not opened:
                 _open(ladder, rows, suite, verb)
                 opened = True
@@ -73,7 +76,7 @@ def judge(
             done = list(predicting.predict(artifact, rows, settings, base, tell))
             predicting.keep(path, done)
             samples = _samples(artifact, rows, ladder, base)
-            store.write_json(path.with_suffix(".json"), {"artifact": result.artifact, "samples": samples})
+            store.write_json(path.with_suffix(".json"), {**made_by, "samples": samples})
         predictions[result.rung] = done
     scored = [_scored(ladder, result, rows, predictions.get(result.rung), suite) for result in results]
     labels = ladder.asked.labels
@@ -83,6 +86,7 @@ def judge(
         comparisons = scores.compare_all(predictions, metric, rows, labels, settings.confidence, settings.resamples)
     goal = {"task": task.goal.task, "metric": metric, "target": task.goal.target}
     decided = verdict.decide(goal, scored, comparisons, len(rows))
+    decided = replace(decided, notes=(*decided.notes, *_shortened(ladder, rows)))
     readings = _readings(rows)
     if len(readings) > 1:
         note = f"this test set has been opened {len(readings)} times; choices made in between weaken what it proves"
@@ -122,6 +126,34 @@ def publish(told: Report, folder: Path, rows: Sequence[Example], suite: str) -> 
             facts = replace(card.facts_of(told, rung), files=files)
             store.write_text(Path(rung.artifact) / "README.md", card.card(told, rung, facts))
     return told
+
+
+def _made_by(artifact: Artifact, ladder: Ladder) -> dict[str, Any]:
+    """What decides an artifact's answers besides the rows."""
+    assert artifact.folder is not None
+    settings = ladder.task.evaluate
+    return {
+        "artifact": hashlib.sha256((artifact.folder / "artifact.json").read_bytes()).hexdigest(),
+        "max_new_tokens": settings.max_new_tokens,
+        "samples_wanted": settings.samples,
+    }
+
+
+def _maker(predictions: Path) -> dict[str, Any]:
+    """What kept predictions were made by; {} where there are none."""
+    path = predictions.with_suffix(".json")
+    told = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return {name: value for name, value in told.items() if name != "samples"}
+
+
+def _shortened(ladder: Ladder, rows: Sequence[Example]) -> list[str]:
+    """A note on rows that are longer than the model reads: each is answered all the same, from what fits."""
+    if ladder.trained.target == "document":
+        return []
+    encoding = ladder.trained.encoding(ladder.tokenizer, ladder.base.kind)
+    long = len(encode_all(readable(rows, ladder.trained), replace(encoding, too_long="drop"))[1])
+    told = f"{long} of {len(rows)} rows have more than {encoding.max_length} tokens and were answered from what fits"
+    return [told] if long else []
 
 
 def _scored(

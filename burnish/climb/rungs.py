@@ -87,12 +87,18 @@ def make_prompted(ladder: Ladder, rung: str, again: bool, say: Say, model: Calla
         _forget(folder)
     with store.locked(folder):
         finished = _finished(folder)
-        if finished is not None:
+        if finished is not None and finished.settings.get("metric", ladder.metric) == ladder.metric:
             say(rung, Event("phase", 0, 0.0, {"text": f"{rung}: already made"}))
             return finished
         say(rung, Event("phase", 0, 0.0, {"text": "choosing"}))
         base = model()  # loaded once for all rungs, so it is in the cost of none
         clock = time.monotonic()
+
+        def tell(text: str) -> None:
+            if store.stop_requested():
+                raise Interrupted("Stopped; finished rungs are kept", str(folder), "give the same command again")
+            say(rung, Event("phase", 0, time.monotonic() - clock, {"text": text}))
+
         empty = Artifact(rung, ladder.base, ladder.asked)
         world = World(
             predicting.answerer(empty, ladder.task.evaluate, base),
@@ -101,7 +107,7 @@ def make_prompted(ladder: Ladder, rung: str, again: bool, say: Say, model: Calla
             ladder.metric,
             ladder.task.rung_settings.get(rung, {}),
             ladder.task.data.seed,
-            lambda text: say(rung, Event("phase", 0, time.monotonic() - clock, {"text": text})),
+            tell,
         )
         chosen = module.choose(world)
         seconds = round(time.monotonic() - clock, 2)
