@@ -7,6 +7,7 @@ Source: Salazar et al. 2020 (pseudo-likelihood), with as many tokens hidden at o
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -21,15 +22,16 @@ SPAN = 3  # tokens hidden in a row from an encoder-decoder, the mean length in t
 
 
 def hidden(row: Tokens, kind: str, tokenizer: Tokenizer) -> list[Tokens]:
-    """At most PARTS copies of a document's row, for an encoder or encoder-decoder."""
+    """Copies of a document's row, for an encoder or encoder-decoder: PARTS, or more where sentinels are few."""
     mask = tokenizer.id("mask")
     sentinels = _sentinels(tokenizer) if kind == "encoder-decoder" else []
     if mask is None and not sentinels:
         raise TokenError("This tokenizer has no token to hide text with", str(tokenizer.folder), "use another base")
     places = np.arange(len(row.ids)) // (1 if kind == "encoder" else SPAN)
+    parts = max(PARTS, math.ceil((places[-1] + 1) / len(sentinels))) if sentinels else PARTS
     copies = []
-    for part in range(PARTS):
-        chosen = (places % PARTS == part) & (row.weights > 0)
+    for part in range(parts):
+        chosen = (places % parts == part) & (row.weights > 0)
         if not chosen.any():
             continue
         if kind == "encoder":
@@ -49,7 +51,7 @@ def _spans(row: Tokens, chosen: np.ndarray, sentinels: list[int], mask: int | No
     spans = 0
     for i, token in enumerate(row.ids.tolist()):
         if chosen[i] and not (i and chosen[i - 1]):
-            marker = sentinels[spans % len(sentinels)] if sentinels else mask
+            marker = sentinels[spans] if sentinels else mask
             assert marker is not None
             source.append(marker)
             if sentinels:

@@ -44,6 +44,8 @@ def fits(rung, kind, name):
 
 
 CASES = [case for case in itertools.product(RUNGS, MODELS, GOALS) if fits(*case)]
+SLOWER = [case for case in CASES if case[1] == "t5" and case[0] != "zero-shot"]
+MARKED = [pytest.param(*case, marks=[pytest.mark.slow] if case in SLOWER else []) for case in CASES]
 
 
 def world(rung, kind, name, tmp_path_factory, seed=0, train=10, settings=None, **own):
@@ -80,7 +82,7 @@ class TestEveryRung:
         assert [kinds.load("prompting", name).COST for name in RUNGS].count(kinds.load("prompting", rung).COST) == 1
 
 
-@pytest.mark.parametrize(("rung", "kind", "name"), CASES)
+@pytest.mark.parametrize(("rung", "kind", "name"), MARKED)
 class TestEveryFit:
     def test_one_answer_a_row_in_order_and_the_artifact_gives_them_again(
         self, rung, kind, name, tmp_path, tmp_path_factory

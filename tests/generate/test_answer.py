@@ -11,6 +11,7 @@ import torch
 
 from burnish.generate import engine
 from burnish.generate.answer import read_number
+from burnish.generate.hidden import hidden
 from burnish.records import Message
 from burnish.tokens import ask
 from burnish.tokens.batch import collate
@@ -296,6 +297,16 @@ class TestDocuments:
             assert sum(int(i) in ready.tokenizer.special_ids for i in shown) > 0
             assert len([i for i in shown if i not in ready.tokenizer.special_ids]) + int(part.weights.sum()) <= 96
         assert sorted(scored) == sorted(letters)
+
+    def test_no_sentinel_stands_for_two_spans(self, tmp_path_factory):
+        """Eight sentinels, and a text of a hundred spans: then less is hidden at once."""
+        ready = asking.answerer("t5", tmp_path_factory, "write", "document")
+        row = Tokens(np.arange(300, dtype=np.int32) % 50 + 20, np.ones(300, np.float32), "", "")
+        copies = hidden(row, "encoder-decoder", ready.tokenizer)
+        assert sum(int(copy.weights.sum()) for copy in copies) == 300
+        for copy in copies:
+            markers = [i for i in copy.source.tolist() if i in ready.tokenizer.special_ids]
+            assert 1 <= len(markers) == len(set(markers)) <= 8
 
     def test_a_text_without_a_token_is_a_problem(self, tmp_path_factory):
         ready = asking.answerer("llama", tmp_path_factory, "write", "document")
