@@ -60,8 +60,8 @@ def init(data: str, *, out: str = "task.yaml", base: str = "burnish-tiny", force
         "base": {"name": base if not Path(base).is_dir() else os.path.relpath(base, path.parent)},
     }
     task = tasks.resolve({**told, "name": Path(data).stem}, str(path))
-    kept = _tried(task) if guess.rows < LOOKED else None
-    if kept is not None:
+    kept, first = _tried(task) if guess.rows < LOOKED else ({}, list(guess.first))
+    if kept:
         bad, read = kept["problems"], kept["rows"]["read"]
         if bad > MANY * read:
             told["data"]["on_problem"] = "stop"
@@ -70,6 +70,8 @@ def init(data: str, *, out: str = "task.yaml", base: str = "burnish-tiny", force
             notes.append(f"{bad:,} of {read:,} rows cannot be used; data.on_problem: drop leaves them out")
         if len(kept["labels"]) <= FEW * 2:
             told["data"]["labels"] = kept["labels"]
+        if guess.task == "answer" and all(len(row.answer.split()) == 1 for row in first):
+            told["goal"]["metric"] = "exact-match"  # of one word, overlap is all or nothing
         task = tasks.resolve({**told, "name": Path(data).stem}, str(path))
     note = (
         f"Written by `burnish init {data}` from {guess.rows:,} rows.  A key left out has the value shown here.\n"
@@ -81,24 +83,26 @@ def init(data: str, *, out: str = "task.yaml", base: str = "burnish-tiny", force
         "shape": guess.shape,
         "columns": guess.columns,
         "goal": guess.task,
-        "metric": pick_metric(guess.task),
+        "metric": told["goal"].get("metric") or pick_metric(guess.task),
         "labels": guess.labels,
-        "rows": kept["rows"]["read"] if kept is not None else guess.rows,
+        "rows": kept["rows"]["read"] if kept else guess.rows,
         "on_problem": task.data.on_problem,
         "notes": notes,
-        "first": [row.to_json() for row in guess.first],
+        "first": [row.to_json() for row in first[:5]],
     }
 
 
-def _tried(task: Task) -> dict[str, Any]:
-    """The data card of a trial without the dear search for near duplicates; raises DataError when no row is left."""
+def _tried(task: Task) -> tuple[dict[str, Any], list[Example]]:
+    """The data card and first rows of a trial without the dear search for near duplicates; raises when none is left."""
     import tempfile
     from dataclasses import replace
+    from itertools import islice
 
-    from burnish.data.prepare import prepare
+    from burnish.data.prepare import iterate, prepare
 
     with tempfile.TemporaryDirectory() as folder:
-        return prepare(replace(task, data=replace(task.data, near_duplicates=0.0)), folder).card
+        card = prepare(replace(task, data=replace(task.data, near_duplicates=0.0)), folder).card
+        return card, list(islice(iterate(folder, "train"), 100))
 
 
 def check(task: str, *, set: Sequence[str] = (), show: int = 0) -> dict[str, Any]:
@@ -130,6 +134,10 @@ def check(task: str, *, set: Sequence[str] = (), show: int = 0) -> dict[str, Any
         _, unfit, count = encode_all(readable(ladder.rows(split), contract), encoding)
         tokens[split] = count.to_json()
         found += [problem for _, problem in unfit]
+        if unfit and dropping:
+            what = f"{len(unfit):,} of {len(unfit) + count.rows:,} {split} rows do not fit the base"
+            do = "use a base that holds longer rows, or data.too_long: cut-prompt"
+            found.insert(0, Problem(what, told.where("base"), do, "warning"))
         bad += 0 if dropping else sum(problem.severity == "error" for _, problem in unfit)
     if dropping:
         found = [replace(item, severity="warning") if item.severity == "error" else item for item in found]

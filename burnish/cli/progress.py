@@ -91,6 +91,7 @@ class Progress:
             self._phase("starting")
             if "parameters" in numbers:
                 self.screen.line(f"{rung}  {_plan(numbers)}")
+                return
         elif event.kind == "resumed":
             self.screen.line(f"{rung}  goes on after step {event.step:,}")
         elif event.kind == "phase":

@@ -99,7 +99,7 @@ def ready(task: Task, begin: bool = True) -> Ladder:
     if not settings:
         settings = {item.name: item.default for item in kinds.settings("methods", method)}
     task = replace(task, method={"kind": method, **settings})
-    told = [base.fingerprint, prepared.card["fingerprint"], task.goal.task, dict(task.method)]
+    told = [base.fingerprint, _rows_key(prepared), task.goal.task, dict(task.method)]
     told += [
         task.to_json()["train"],
         {k: dict(v) for k, v in task.rung_settings.items()},
@@ -117,6 +117,16 @@ def ready(task: Task, begin: bool = True) -> Ladder:
 def _data_key(task: Task) -> str:
     told = json.dumps([task.to_json()["data"], task.goal.task, str(Path(task.folder).resolve())], sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def _rows_key(prepared: Prepared) -> str:
+    """A hash of what the rows of each side say, in order: where the files lie does not make another run."""
+    digest = hashlib.sha256()
+    for split in ("train", "validation", "test"):
+        digest.update(split.encode())
+        for row in data.iterate(prepared.folder, split):
+            digest.update(row.id.encode())
+    return digest.hexdigest()[:16]
 
 
 def _anchored(task: Task) -> Task:

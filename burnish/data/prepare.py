@@ -186,10 +186,7 @@ class _Preparation:
             if self.count and self.settings.on_problem == "stop":
                 self._stop()
             if not (self.side != DROPPED).any():
-                self._list([])
-                raise DataError(
-                    "No usable rows are left", str(Where(self.files[0].name, 1)), "see problems.jsonl; mend the rows"
-                )
+                self._stop("mend them: no usable row is left")
             groups = self._groups()
             self._own_tests(groups)
             self._limit()
@@ -204,10 +201,10 @@ class _Preparation:
             self._stop()
             raise
 
-    def _stop(self) -> None:
+    def _stop(self, do: str = "") -> None:
         """Leave the list of problems, and say the first ones."""
         self._list([])
-        raise BadRows(self.problems, self.count, str(self.out / "problems.jsonl"))
+        raise BadRows(self.problems, self.count, str(self.out / "problems.jsonl"), do)
 
     def _list(self, warnings: list[Problem]) -> None:
         """Write problems.jsonl: by file and line as far as memory holds them, then the others, then the warnings."""

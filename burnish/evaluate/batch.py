@@ -88,7 +88,8 @@ def _done(part: Path, header: Mapping[str, Any]) -> list[Prediction]:
     if not part.exists():
         return []
     told = list(store.read_jsonl(part))
-    return [Prediction.from_json(row) for row in told[1:]] if told and told[0] == header else []
+    refused = {"id": ""}  # what a row without an Example has, and JSON leaves out
+    return [Prediction.from_json({**refused, **row}) for row in told[1:]] if told and told[0] == header else []
 
 
 def _answer(prediction: Prediction) -> Any:

@@ -351,9 +351,9 @@ def encode_all(
 def _too_long(example: Example, length: int, limit: int, policy: str) -> RowProblem:
     return RowProblem(
         Problem(
-            f"The row has {length} tokens, more than data.max_length {limit}",
+            f"The row has {length} tokens, more than the {limit} that the base or data.max_length allows",
             str(example.where),
-            "raise data.max_length, or set data.too_long to drop, cut-prompt or (documents) split",
+            "shorten it, set data.too_long to drop, cut-prompt or (documents) split, or use a base that holds more",
             "warning" if policy == "drop" else "error",
             example.id,
         )

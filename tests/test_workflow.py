@@ -1,0 +1,365 @@
+"""The verbs end to end on a tiny model: what they return, what they leave on disk, and what they refuse."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+
+import burnish
+from burnish import store
+from burnish.data.validate import BadRows
+from burnish.errors import ArtifactError, BurnishError, DataError, Interrupted, TaskError
+from burnish.evaluate import batch
+from burnish.records import Event, Report
+
+WORDS = [
+    *("amber", "brook", "cedar", "delta", "ember", "frost", "grove", "heron", "ivory", "juniper", "kestrel"),
+    *("lagoon", "meadow", "north", "onyx", "pearl"),
+]
+SHORT = ["train.max_steps=4", "rungs=[baseline, zero-shot, lora]", "evaluate.resamples=100"]
+
+
+def rows(count: int, start: int = 0) -> list[tuple[str, str]]:
+    """Short texts, each unlike the others, and their class."""
+    told = []
+    for i in range(start, start + count):
+        words = [WORDS[(i * step + shift) % len(WORDS)] for step, shift in ((1, 0), (3, 5), (7, i // 16))]
+        told.append((" ".join(words), "good" if i % 2 else "bad"))
+    return told
+
+
+def write(path: Path, told: list[tuple[str, str]], heads: tuple[str, str] = ("review", "stars")) -> Path:
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows([heads, *told])
+    return path
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with reviews.csv, a task.yaml that `init` wrote, and a home of its own."""
+    folder = tmp_path_factory.mktemp("workflow")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BURNISH_HOME", str(folder / "home"))
+        write(folder / "reviews.csv", rows(80))
+        base = str(tiny.folder("llama", tmp_path_factory))
+        burnish.init(str(folder / "reviews.csv"), out=str(folder / "task.yaml"), base=base)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def climbed(home: Path) -> Report:
+    return burnish.climb(str(home / "task.yaml"), set=SHORT)  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def lora(climbed: Report) -> str:
+    return next(rung.artifact for rung in climbed.rungs if rung.rung == "lora")
+
+
+def files(folder: str | Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+
+
+# --- init and check ------------------------------------------------------------------------------------------
+
+
+def test_init_writes_a_task_that_needs_no_edits(home: Path, climbed: Report) -> None:
+    assert {rung.rung for rung in climbed.rungs} == {"baseline", "zero-shot", "lora"}
+    assert all(rung.scores for rung in climbed.rungs)
+    told = (home / "task.yaml").read_text()
+    assert "labels: [bad, good]" in told
+    assert "on_problem: drop" in told
+    assert "files: [reviews.csv]" in told
+
+
+def test_init_counts_rows_it_cannot_use_and_doubts_itself_when_they_are_many(tmp_path: Path) -> None:
+    few = write(tmp_path / "few.csv", [*rows(30), ("amber", ""), ("the same", "good"), ("the same", "bad")])
+    told = burnish.init(str(few), out=str(tmp_path / "few.yaml"))
+    assert told["on_problem"] == "drop"
+    assert any("3 of 33 rows cannot be used" in note for note in told["notes"])
+    many = write(tmp_path / "many.csv", [*rows(9), ("amber", ""), ("brook", "")])
+    assert burnish.init(str(many), out=str(tmp_path / "many.yaml"))["on_problem"] == "stop"
+
+
+def test_init_refuses_data_without_one_usable_row(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("text,label\ngood\nbad,neg,more\n,pos\n")
+    with pytest.raises(BadRows, match="3 problems"):
+        burnish.init(str(tmp_path / "x.csv"), out=str(tmp_path / "x.yaml"))
+    assert not (tmp_path / "x.yaml").exists()
+
+
+def test_init_keeps_a_task_that_is_there(home: Path) -> None:
+    before = (home / "task.yaml").read_text()
+    with pytest.raises(TaskError, match="already there"):
+        burnish.init(str(home / "reviews.csv"), out=str(home / "task.yaml"))
+    assert (home / "task.yaml").read_text() == before
+
+
+def test_init_reads_one_long_text_line_by_line(tmp_path: Path) -> None:
+    (tmp_path / "tale.txt").write_text("\n".join(text for text, _ in rows(40)))
+    told = burnish.init(str(tmp_path / "tale.txt"), out=str(tmp_path / "tale.yaml"))
+    assert (told["goal"], told["columns"], told["rows"]) == ("write", {"document": "line"}, 40)
+    assert len(told["first"][0]["text"]) < 40
+
+
+def test_check_begins_no_run(home: Path, climbed: Report) -> None:
+    before = {run["name"] for run in burnish.runs()}
+    told = burnish.check(str(home / "task.yaml"), set=[*SHORT, "data.seed=5"], show=2)
+    assert told["ok"]
+    assert told["tokens"]["train"]["rows"] == told["data"]["splits"]["train"]
+    assert len(told["shown"]) == 2
+    assert {run["name"] for run in burnish.runs()} == before
+
+
+def test_check_names_bad_rows_and_still_looks_at_the_others(home: Path) -> None:
+    write(home / "bad.csv", [*rows(60), ("amber", ""), ("", "good")])
+    stop = ["data.files=[bad.csv]", "data.on_problem=stop"]
+    told = burnish.check(str(home / "task.yaml"), set=stop)
+    assert (told["ok"], told["count"]) == (False, 2)
+    errors = [item for item in told["problems"] if item["severity"] == "error"]
+    assert [Path(item["where"]).name for item in errors] == ["bad.csv:62", "bad.csv:63"]
+    assert told["tokens"]["test"]["rows"]
+    dropped = burnish.check(str(home / "task.yaml"), set=["data.files=[bad.csv]"])
+    assert dropped["ok"]
+    assert not any(item["severity"] == "error" for item in dropped["problems"])
+
+
+def test_check_is_not_ready_without_test_rows(home: Path) -> None:
+    told = burnish.check(str(home / "task.yaml"), set=["data.test=0"])
+    assert not told["ok"]
+    assert any("No row is left to prove anything with" in item["what"] for item in told["problems"])
+
+
+def test_check_is_not_ready_when_no_row_fits(home: Path) -> None:
+    told = burnish.check(str(home / "task.yaml"), set=["data.max_length=4", "data.too_long=drop"])
+    assert not told["ok"]
+    assert told["problems"][-1]["what"].startswith("No row is left")
+
+
+# --- climb and train -----------------------------------------------------------------------------------------
+
+
+def test_climbing_twice_in_one_process_takes_what_was_made(home: Path, climbed: Report) -> None:
+    events: list[tuple[str, Event]] = []
+    again = burnish.climb(str(home / "task.yaml"), set=SHORT, say=lambda rung, event: events.append((rung, event)))
+    assert again.folder == climbed.folder
+    assert [rung.scores for rung in again.rungs] == [rung.scores for rung in climbed.rungs]
+    assert not any(event.kind == "step" for _, event in events)
+    assert len(again.readings) == 1  # the test set was opened once
+
+
+def test_training_after_a_climb_is_the_climbs_own_rung(home: Path, climbed: Report, lora: str) -> None:
+    told = burnish.train(str(home / "task.yaml"), rung="lora", set=SHORT)
+    assert Path(told.artifact) == Path(lora)
+    other = burnish.train(str(home / "task.yaml"), rung="lora", set=[*SHORT, "train.seed=3"])
+    assert Path(other.artifact) != Path(lora)
+
+
+def test_a_trained_rung_says_what_it_sets_out_to_do(home: Path) -> None:
+    events: list[Event] = []
+    burnish.train(
+        str(home / "task.yaml"), rung="lora", set=[*SHORT, "train.seed=4"], say=lambda _, event: events.append(event)
+    )
+    first = events[0].numbers
+    assert events[0].kind == "started"
+    assert 0 < first["trained"] < first["parameters"]
+    assert first["steps"] == 4
+    assert {"tokens_trained", "tokens_masked", "tokens_cut"} <= set(first["tokens"])
+
+
+def test_only_adapters_are_trained(home: Path) -> None:
+    with pytest.raises(TaskError, match='Unknown trained rung "few-shot"'):
+        burnish.train(str(home / "task.yaml"), rung="few-shot")
+
+
+def test_a_runs_own_task_file_is_the_same_run(home: Path, climbed: Report) -> None:
+    told = burnish.train(str(Path(climbed.folder) / "task.yaml"), rung="lora")
+    assert Path(told.artifact).parent.parent.parent.name[-8:] == climbed.folder[-8:]
+
+
+# --- evaluate ------------------------------------------------------------------------------------------------
+
+
+def test_evaluating_one_artifact_leaves_the_runs_report_alone(climbed: Report, lora: str) -> None:
+    before = files(climbed.folder)
+    runs = {run["name"] for run in burnish.runs()}
+    told = burnish.evaluate(lora)
+    after = files(climbed.folder)
+    assert {name: after[name] for name in before} == before
+    assert [rung.rung for rung in told.rungs] == ["lora"]
+    assert Path(told.page).name == "report-lora-test.html"
+    assert Path(told.page).exists()
+    assert {run["name"] for run in burnish.runs()} == runs
+
+
+def test_evaluating_a_run_is_what_the_climb_found(climbed: Report) -> None:
+    told = burnish.evaluate(Path(climbed.folder).name)
+    assert [rung.scores for rung in told.rungs] == [rung.scores for rung in climbed.rungs]
+
+
+def test_evaluating_other_data_has_its_own_page(home: Path, climbed: Report, lora: str) -> None:
+    write(home / "test.csv", rows(30, start=80))
+    before = files(climbed.folder)
+    told = burnish.evaluate(lora, data=str(home / "test.csv"))
+    assert told.rungs[0].scores[0].n == 30
+    assert Path(told.page).name == "report-lora-data-test-csv.html"
+    assert not any("trained on" in note for note in told.verdict.notes)
+    after = files(climbed.folder)
+    assert {name: after[name] for name in before} == before
+
+
+def test_evaluating_on_training_rows_says_so(home: Path, lora: str) -> None:
+    told = burnish.evaluate(lora, data=str(home / "reviews.csv"))
+    assert any("of these 80 rows were trained on" in note for note in told.verdict.notes)
+
+
+def test_evaluating_on_a_class_nobody_trained_names_the_line(home: Path, lora: str) -> None:
+    write(home / "odd.csv", [*rows(10, start=100), ("amber pearl", "middling")])
+    with pytest.raises(DataError) as caught:
+        burnish.evaluate(lora, data=str(home / "odd.csv"), set=["data.on_problem=stop"])
+    assert "odd.csv:12" in str(caught.value)
+
+
+def test_a_run_whose_data_changed_is_not_judged_on_rows_it_may_have_trained_on(home: Path) -> None:
+    data = write(home / "moving.csv", rows(60))
+    asked = [*SHORT, "data.files=[moving.csv]"]
+    report = burnish.climb(str(home / "task.yaml"), set=asked)
+    write(data, rows(66))
+    with pytest.raises(DataError, match="not what this run was made with"):
+        burnish.evaluate(report.folder)
+    told = burnish.evaluate(report.folder, data=str(write(home / "held.csv", rows(20, start=200))))
+    assert any("is not known" in note for note in told.verdict.notes)
+
+
+def test_a_home_that_was_moved_is_still_evaluated(
+    home: Path, climbed: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    shutil.copytree(home / "home", tmp_path / "home")
+    monkeypatch.setenv("BURNISH_HOME", str(tmp_path / "home"))
+    told = burnish.evaluate(Path(climbed.folder).name)
+    assert all(Path(rung.artifact).is_relative_to(tmp_path) for rung in told.rungs)
+
+
+def test_a_folder_with_a_task_file_is_no_run(home: Path) -> None:
+    with pytest.raises(ArtifactError, match="No run or artifact"):
+        burnish.evaluate(str(home))
+
+
+def test_a_slip_in_a_runs_name_is_answered_with_the_nearest(climbed: Report) -> None:
+    name = Path(climbed.folder).name
+    with pytest.raises(ArtifactError) as caught:
+        burnish.evaluate(name[:-1])
+    assert f"did you mean {name}?" in caught.value.do
+
+
+# --- predict and chat ----------------------------------------------------------------------------------------
+
+
+def test_predicting_goes_on_after_a_kill_and_keeps_every_row(
+    home: Path, lora: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = [(text, str(i)) for i, (text, _) in enumerate(rows(25, start=40))]
+    new[7] = ("", "7")
+    write(home / "new.csv", new, ("review", "number"))
+    whole = home / "whole.csv"
+    burnish.predict(lora, str(home / "new.csv"), out=str(whole))
+    monkeypatch.setattr(batch, "CHUNK", 10)
+    append, calls = store.append_jsonl, []
+
+    def killed(path: Path, told: Any) -> None:
+        if calls:
+            raise KeyboardInterrupt
+        calls.append(path)
+        append(path, told)
+
+    out = home / "out.csv"
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "append_jsonl", killed)
+        with pytest.raises(KeyboardInterrupt):
+            burnish.predict(lora, str(home / "new.csv"), out=str(out))
+    assert not out.exists()
+    part = out.with_name(".out.csv.part")
+    part.write_bytes(part.read_bytes() + b'{"id": "torn')
+    told = burnish.predict(lora, str(home / "new.csv"), out=str(out))
+    assert (told["rows"], told["done_before"], told["problems"]) == (25, 10, 1)
+    assert not part.exists()
+    with out.open() as left, whole.open() as right:
+        found, expected = list(csv.DictReader(left)), list(csv.DictReader(right))
+    assert [row["number"] for row in found] == [str(i) for i in range(25)]
+    assert "empty" in found[7]["problem"]
+    assert [row["prediction"] for row in found] == [row["prediction"] for row in expected]
+
+
+def test_predicting_stops_when_asked_and_goes_on(home: Path, lora: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(home / "more.csv", rows(25, start=40))
+    monkeypatch.setattr(batch, "CHUNK", 10)
+    out = str(home / "more.jsonl")
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="after 10 of 25 rows"):
+        burnish.predict(lora, str(home / "more.csv"), out=out, say=lambda _, event: patch.setattr(store, "_stop", True))
+    assert burnish.predict(lora, str(home / "more.csv"), out=out)["done_before"] == 10
+    answers = [json.loads(line) for line in Path(out).read_text().splitlines()]
+    assert [row["review"] for row in answers] == [text for text, _ in rows(25, start=40)]
+    assert {row["prediction"] for row in answers} <= {"bad", "good"}
+
+
+def test_a_run_stands_for_its_recommended_rung_or_asks_which(climbed: Report, home: Path) -> None:
+    folder = Path(climbed.folder)
+    if climbed.verdict.rung:
+        assert burnish.chat(folder.name).artifact.rung == climbed.verdict.rung
+    else:
+        with pytest.raises(ArtifactError, match="recommends no rung") as caught:
+            burnish.chat(folder.name)
+        assert str(folder / "rungs/lora/artifact") in caught.value.do
+
+
+def test_chat_reads_a_class(lora: str) -> None:
+    told = "".join(burnish.chat(lora).reply("amber brook"))
+    assert told.split(" (")[0] in ("bad", "good")
+
+
+# --- runs ----------------------------------------------------------------------------------------------------
+
+
+def test_runs_tell_the_goal_and_the_state(climbed: Report) -> None:
+    told = {run["name"]: run for run in burnish.runs()}
+    run = told[Path(climbed.folder).name]
+    assert run["state"] == "judged"
+    assert run["goal"]["task"] == "classify"
+    assert run["rungs"] == ["baseline", "lora", "zero-shot"]
+    begun = Path(climbed.folder) / "rungs" / "full"
+    begun.mkdir()
+    try:
+        state = {run["name"]: run["state"] for run in burnish.runs()}
+        assert state[Path(climbed.folder).name] == "stopped in full"
+        with store.locked(begun):
+            state = {run["name"]: run["state"] for run in burnish.runs()}
+        assert state[Path(climbed.folder).name] == "working on full"
+    finally:
+        (begun / ".lock").unlink()
+        begun.rmdir()
+
+
+def test_a_broken_run_folder_does_not_hide_the_others(home: Path, climbed: Report) -> None:
+    folder = home / "home" / "runs" / "broken-00000000"
+    folder.mkdir()
+    for name in ("task.yaml", "environment.json", "report.json"):
+        (folder / name).write_text("{")
+    try:
+        assert {"broken-00000000", Path(climbed.folder).name} <= {run["name"] for run in burnish.runs()}
+    finally:
+        for path in folder.iterdir():
+            path.unlink()
+        folder.rmdir()
+
+
+def test_what_is_no_artifact_is_refused_by_name(home: Path) -> None:
+    with pytest.raises(BurnishError, match="No run or artifact"):
+        burnish.predict("../../etc", str(home / "reviews.csv"), out=str(home / "x.csv"))
