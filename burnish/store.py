@@ -62,10 +62,11 @@ def disk_errors(path: Path, needed: int = 0) -> Iterator[None]:
             except OSError:
                 free = 0
             need = f"{needed:,} bytes needed, " if needed else ""
+            do = "free some space" if problem.errno != errno.EROFS else "name a folder that can be written to"
             raise TrainError(
                 f"Cannot write: {os.strerror(problem.errno)}",
                 f"{path} ({need}{free:,} bytes free)",
-                "free some space and give the same command again; what was saved before is intact",
+                f"{do} and give the same command again; what was saved before is intact",
             ) from problem
         raise
 

@@ -194,7 +194,14 @@ def runs(screen: Screen, told: Sequence[Mapping[str, Any]], asked: Asked) -> Non
         wanted += [f"target {goal['target']:g}"] if goal.get("target") is not None else []
         words = [run["name"], run["state"], ", ".join(wanted), run["outcome"], ", ".join(run["rungs"]), run["when"]]
         rows.append([*words, plain.seconds(float(run["seconds"] or 0))])
-    screen.table(("name", "state", "goal", "verdict", "rungs", "when", "took"), rows, left=6)
+    heads = ("name", "state", "goal", "verdict", "rungs", "when", "took")
+    room = screen.console.width
+    kept: list[int] = []
+    for column in (0, 1, 3, 5, 2, 4, 6):  # what matters most, as far as it fits
+        wide = max(len(heads[column]), *(len(row[column]) for row in rows)) + 3
+        if wide <= room:
+            kept, room = sorted([*kept, column]), room - wide
+    screen.table([heads[i] for i in kept], [[row[i] for i in kept] for row in rows], left=6)
 
 
 VIEWS: dict[str, Callable[[Screen, Any, Asked], None]] = {

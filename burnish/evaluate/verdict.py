@@ -176,6 +176,10 @@ def _worth(climb: _Climb, trained: Collection[str]) -> str:
             f"Tuning is not shown to pay: {_title(tuned)} differs from {_title(asked)} in {metric} "
             f"by {_number(gain.value)} ({gain}), which may be luck."
         )
+    over = climb.gain(tuned, climb.reference) if climb.floor else None
+    if gain.value > 0 and over is not None and not (over.significant and over.value > 0):
+        beaten = f"{_title(tuned)} improves {metric} over {_title(asked)} by {_number(gain.value)} ({gain})"
+        return f"Tuning is not shown to pay: {beaten}, but is not shown to be better than {FLOOR}."
     if gain.value > 0:
         return f"Tuning pays: {_title(tuned)} improves {metric} over {_title(asked)} by {_number(gain.value)} ({gain})."
     loss = climb.gain(asked, tuned)

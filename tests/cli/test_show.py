@@ -174,3 +174,12 @@ def test_runs_fit_a_line_each() -> None:
     assert "classify, target 0.9" in line
     assert "lora: met" in line
     assert max(len(head), len(line)) <= 110
+
+
+def test_a_narrow_terminal_shows_fewer_columns_of_runs_and_whole_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    run = {**fake.runs()[0], "name": "sentiment-reviews-0a93e4d8", "rungs": ["baseline", "few-shot", "full", "lora"]}
+    lines = told("runs", [run, run], terminal=True).splitlines()
+    assert len(lines) == 3
+    assert "sentiment-reviews-0a93e4d8" in lines[1]
+    assert "lora: met" in lines[1]

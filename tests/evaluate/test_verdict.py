@@ -204,3 +204,11 @@ def test_notes_for_a_sceptic():
 
 def test_a_rung_nobody_named_keeps_its_own_name():
     assert judge([rung("retrieve", 0.9)], target=0.5).sentence.startswith("Retrieve reaches accuracy 0.90")
+
+
+def test_beating_a_bad_prompt_alone_is_not_said_to_pay():
+    rungs = [rung("baseline", 0.50), rung("few-shot", 0.30), rung("lora", 0.52)]
+    comparisons = [versus("few-shot", "lora", 0.22), versus("baseline", "lora", 0.02, p=0.6)]
+    sentence = judge(rungs, comparisons).sentence
+    assert "Tuning is not shown to pay: LoRA improves accuracy over few-shot prompting by 0.22" in sentence
+    assert sentence.endswith("but is not shown to be better than always giving the same answer.")
