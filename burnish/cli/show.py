@@ -62,8 +62,21 @@ class Screen:
         """Print one line (a part may hold more); `whole` for what people copy, which is never broken."""
         self.console.print(_text(*parts), soft_wrap=whole or not self.terminal)
 
-    def table(self, heads: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> None:
-        """Print columns; the first `left` are words, the others numbers."""
+    def table(
+        self, heads: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1, first: Sequence[int] = ()
+    ) -> None:
+        """Print columns; the first `left` are words, the others numbers.
+
+        first: the columns by what matters most; where the terminal is too narrow for all, the last are left out.
+        """
+        room = self.console.width
+        kept: list[int] = []
+        for column in first:
+            room -= max(len(row[column]) for row in (heads, *rows)) + 3
+            kept += [column] if room >= 0 else []
+        if len(kept) < len(first):
+            left = sum(column < left for column in kept)
+            heads, *rows = ([row[column] for column in sorted(kept)] for row in (heads, *rows))
         table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
         for index, head in enumerate(heads):
             table.add_column(_text(head), justify="left" if index < left else "right")
@@ -195,13 +208,7 @@ def runs(screen: Screen, told: Sequence[Mapping[str, Any]], asked: Asked) -> Non
         words = [run["name"], run["state"], ", ".join(wanted), run["outcome"], ", ".join(run["rungs"]), run["when"]]
         rows.append([*words, plain.seconds(float(run["seconds"] or 0))])
     heads = ("name", "state", "goal", "verdict", "rungs", "when", "took")
-    room = screen.console.width
-    kept: list[int] = []
-    for column in (0, 1, 3, 5, 2, 4, 6):  # what matters most, as far as it fits
-        wide = max(len(heads[column]), *(len(row[column]) for row in rows)) + 3
-        if wide <= room:
-            kept, room = sorted([*kept, column]), room - wide
-    screen.table([heads[i] for i in kept], [[row[i] for i in kept] for row in rows], left=6)
+    screen.table(heads, rows, left=6, first=(0, 1, 3, 5, 2, 4, 6))
 
 
 VIEWS: dict[str, Callable[[Screen, Any, Asked], None]] = {
@@ -331,7 +338,8 @@ def _comparisons(screen: Screen, comparisons: Sequence[Comparison]) -> None:
         numbers += [f"{item.fixed:,}", f"{item.broken:,}"] if counted else []
         rows.append([f"{item.b} against {item.a}", *numbers, plain.chance(item.p_holm)])
     heads = ["difference", "interval", *(["fixed", "broke"] if counted else []), "p (Holm)"]
-    screen.table([f"n = {comparisons[0].n:,}, {comparisons[0].test}", *heads], rows)
+    heads = [f"n = {comparisons[0].n:,}, {comparisons[0].test}", *heads]
+    screen.table(heads, rows, first=(0, 1, len(heads) - 1, *range(2, len(heads) - 1)))
 
 
 def _measured(screen: Screen, rungs: Sequence[RungResult]) -> None:

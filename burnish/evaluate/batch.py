@@ -104,7 +104,7 @@ def _columns(prediction: Prediction) -> dict[str, Any]:
     if prediction.probabilities and isinstance(prediction.label, str):
         told["probability"] = round(prediction.probabilities[prediction.label], 4)
     if prediction.nll is not None and prediction.text is None:
-        told = {"prediction": None, "nll": round(prediction.nll, 4), "tokens": prediction.tokens}
+        told = {"nll": round(prediction.nll, 4), "tokens": prediction.tokens}
     told["problem"] = prediction.problem
     return told
 

@@ -183,3 +183,11 @@ def test_a_narrow_terminal_shows_fewer_columns_of_runs_and_whole_names(monkeypat
     assert len(lines) == 3
     assert "sentiment-reviews-0a93e4d8" in lines[1]
     assert "lora: met" in lines[1]
+
+
+def test_a_narrow_terminal_breaks_no_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "70")
+    line = next(line for line in told("climb", fake.report(), terminal=True).splitlines() if "lora against" in line)
+    assert line.startswith("lora against zero-shot")
+    assert "+0.400" in line
+    assert "0.0002" in line

@@ -106,3 +106,8 @@ def test_an_old_output_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(write(tmp_path / "in.csv", "a", "stop"), out)
     assert out.read_text() == "old"
+
+
+def test_documents_get_their_likelihood_and_no_empty_answer() -> None:
+    found = batch._columns(Prediction("a", "a.txt:1", nll=12.34567, tokens=9))
+    assert found == {"nll": 12.3457, "tokens": 9, "problem": ""}
