@@ -75,8 +75,10 @@ def plain(train: Tensor, held: Tensor, vocabulary: int, seed: int) -> float:
         count = (len(held) - 1) // BLOCK
         inputs = held[: count * BLOCK].view(count, BLOCK)
         targets = held[1 : count * BLOCK + 1].view(count, BLOCK)
-        losses = [F.cross_entropy(model(a).flatten(0, 1), b.flatten(), reduction="sum").item()
-                  for a, b in zip(inputs.split(256), targets.split(256), strict=True)]
+        losses = [
+            F.cross_entropy(model(a).flatten(0, 1), b.flatten(), reduction="sum").item()
+            for a, b in zip(inputs.split(256), targets.split(256), strict=True)
+        ]
     return sum(losses) / (count * BLOCK)
 
 

@@ -53,7 +53,9 @@ class DataSettings:
     too_long: typing.Literal["auto", "error", "drop", "cut-prompt", "split"] = setting(
         "auto", "rows over max_length; auto: split for documents, error for the rest"
     )
-    near_duplicates: float = setting(0.8, "Jaccard similarity of 5-letter shingles from which two rows count as one", 0, 1)
+    near_duplicates: float = setting(
+        0.8, "Jaccard similarity of 5-letter shingles from which two rows count as one", 0, 1
+    )
     validation: float = setting(0.1, "share of the rows that chooses settings", 0, 0.9)
     test: float = setting(0.2, "share of the rows that nobody trains or chooses on", 0, 0.9)
     validation_files: list[str] = setting([], "your own validation rows, instead of a share")
@@ -87,7 +89,9 @@ class Train:
     betas: list[float] = setting([0.9, 0.999], "decay of the two moment averages (adam, adamw); sgd: first is momentum")
     weight_decay: float = setting(0.01, "L2; decoupled in adamw; never on biases and norms", 0)
     l1: float = setting(0.0, "L1 penalty per weight, on the same weights", 0)
-    dropout: float | None = setting(None, "full: the model's dropout; lora: on the adapter's input; empty: as shipped", 0, 0.9)
+    dropout: float | None = setting(
+        None, "full: the model's dropout; lora: on the adapter's input; empty: as shipped", 0, 0.9
+    )
     clip: float = setting(1.0, "largest gradient norm; 0: no clipping", 0)
     evaluate_every: int = setting(0, "steps between validations; 0: four times an epoch", 0)
     save_every: int = setting(0, "steps between checkpoints; 0: at every validation", 0)
@@ -188,7 +192,9 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Task:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as problem:
         reason = getattr(problem, "strerror", None) or "it is not UTF-8 text"
-        raise TaskError(f"The task file cannot be read: {reason}", str(path), "`burnish init DATA` writes one") from None
+        raise TaskError(
+            f"The task file cannot be read: {reason}", str(path), "`burnish init DATA` writes one"
+        ) from None
     return parse(text, overrides, str(path))
 
 
@@ -306,14 +312,20 @@ def _consistent(task: Task) -> None:
     if task.data.shape != "auto" and task.data.shape not in kinds.names("data/shapes"):
         what, do = unknown("data.shape", task.data.shape, kinds.names("data/shapes"))
         raise TaskError(what, task.where("data.shape"), do)
-    share = (0 if task.data.validation_files else task.data.validation) + (0 if task.data.test_files else task.data.test)
+    share = (0 if task.data.validation_files else task.data.validation) + (
+        0 if task.data.test_files else task.data.test
+    )
     if share >= 1:
         raise TaskError(
-            "data.validation and data.test leave no rows to train on", task.where("data.test"), "make their sum less than 1"
+            "data.validation and data.test leave no rows to train on",
+            task.where("data.test"),
+            "make their sum less than 1",
         )
     betas = task.train.betas
     if len(betas) != 2 or not all(isinstance(beta, (int, float)) and 0 <= beta < 1 for beta in betas):
-        raise TaskError("train.betas must be two numbers from 0 to below 1", task.where("train.betas"), "e.g. [0.9, 0.999]")
+        raise TaskError(
+            "train.betas must be two numbers from 0 to below 1", task.where("train.betas"), "e.g. [0.9, 0.999]"
+        )
 
 
 def _method(given: Mapping[str, Any], probe: Task) -> dict[str, Any]:

@@ -219,7 +219,7 @@ def _contracts(
         template.text,
         settings.max_length or limit,
         too_long,
-        "language",
+        "none" if base.kind == "encoder" and prepared.shape == "labelled" else "language",
         labels,
         prepared.multi,
         ask.instruction(task.goal.task, labels, settings.instruction, prepared.multi),

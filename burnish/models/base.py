@@ -59,9 +59,9 @@ class Base:
 
 @dataclass(frozen=True)
 class Head:
-    """What a model ends in: `language`, `classes` (softmax), `multi` (one sigmoid a class) or `number`."""
+    """What a model ends in: `language`, `classes` (softmax), `multi` (one sigmoid a class), `number`, or `none`."""
 
-    kind: Literal["language", "classes", "multi", "number"]
+    kind: Literal["language", "classes", "multi", "number", "none"]
     labels: tuple[str, ...] = ()
 
     @property
@@ -365,7 +365,7 @@ def load(
         config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
     except Exception as problem:
         raise _unloadable(problem, folder) from None
-    if head.kind != "language":
+    if head.kind not in ("language", "none"):
         config.num_labels = head.size
         if head.kind != "number":
             config.id2label = dict(enumerate(head.labels))
@@ -403,7 +403,7 @@ def load(
         raise
     except Exception as problem:
         raise _unloadable(problem, folder) from None
-    heads = frozenset[str]() if head.kind == "language" else _head_names(hf)
+    heads = frozenset[str]() if head.kind in ("language", "none") else _head_names(hf)
     lacking = sorted(missing if files is not None else (name for name in missing - heads if not _pooler(name, head)))
     if lacking:
         what = f"The weights lack {len(lacking)} tensors, or have them in another size, first {lacking[0]}"
@@ -411,7 +411,7 @@ def load(
     bad = [name for name, value in hf.named_parameters() if not torch.isfinite(value).all()]
     if bad:
         raise ModelError(f"{len(bad)} tensors hold NaN or infinity, first {bad[0]}", str(folder), "fetch them anew")
-    if head.kind != "language" and base.kind == "decoder" and not hasattr(hf, "score"):
+    if head.kind not in ("language", "none") and base.kind == "decoder" and not hasattr(hf, "score"):
         raise ModelError(
             f"{type(hf).__name__} does not read its head at the last token",
             str(folder),
@@ -463,6 +463,8 @@ def _unloadable(problem: Exception, folder: Path) -> ModelError:
 
 
 def _auto(base: Base, head: Head) -> str:
+    if head.kind == "none":
+        return "AutoModel"
     if head.kind != "language":
         if not has_head(base):
             raise ModelError(

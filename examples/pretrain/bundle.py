@@ -1,6 +1,6 @@
 """Turn the last stage's artifact into the embedded base: bfloat16 weights, tokenizer, chat template, nothing else.
 
-    python examples/pretrain/bundle.py ARTIFACT OUT
+python examples/pretrain/bundle.py ARTIFACT OUT
 """
 
 from __future__ import annotations

@@ -22,6 +22,12 @@ CHAT = (
     "{% for message in messages %}{{ '<|' + message.role + '|>' + message.content + '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
+OPINIONS = (
+    "Is this review negative or positive?",
+    "Is the sentiment of the text positive or negative?",
+    "Classify the text as negative or positive.",
+    "Answer with positive or negative: what does the customer think?",
+)
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -103,6 +109,9 @@ def chats(texts: Path) -> Iterator[dict[str, object]]:
     for task in rows(texts / "instruct-self-instruct" / "seed_tasks.jsonl"):
         for item in task["instances"]:  # type: ignore[union-attr]
             yield chat(f"{task['instruction']}\n{item['input']}".strip(), item["output"])  # type: ignore[index]
+    for number, row in enumerate(rows(texts / "reviews-products-aspects" / "data.jsonl")):
+        if row["label"] in ("positive", "negative"):
+            yield chat(f"{OPINIONS[number % len(OPINIONS)]}\n\n{row['text']}", row["label"])
 
 
 def chat(prompt: str, answer: str) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import sys
 from pathlib import Path
 
@@ -279,6 +280,24 @@ def test_every_goal_climbs_on_every_kind_of_model(kind, goal, name, own, desk):
     assert len(desk.readings()) == 1
 
 
+def test_an_encoder_without_a_language_head_gives_its_features(desk, tmp_path):
+    """all-MiniLM and its like are bare bodies: nothing is predicted with a head that they never had."""
+    from transformers import AutoModel
+
+    bare = tmp_path / "bare"
+    shutil.copytree(desk.make_base("bert"), bare)
+    AutoModel.from_pretrained(str(bare)).save_pretrained(bare)
+    assert json.loads((bare / "config.json").read_text())["architectures"] == ["BertModel"]
+    told = desk.climb(desk.task("bert", base={"name": str(bare)}))
+    assert [item.rung for item in told.rungs if not item.skipped] == [
+        "baseline",
+        "nearest-neighbour",
+        "linear-probe",
+        "lora",
+        "full",
+    ]
+
+
 class TestTooLong:
     """A verdict loses no row: one that is longer than the model reads is answered from what fits, and that is noted."""
 
@@ -324,7 +343,6 @@ class TestTooLong:
         assert [item.scores[0].n for item in told.rungs] == [6, 6]
 
 
-@pytest.mark.xfail(reason="a run's task.yaml names files from the root, which gives its data another fingerprint")
 def test_the_verb_evaluate_reuses_the_answers_too(desk):
     told = desk.climb(desk.task(rungs=["baseline", "lora"]))
     again = workflow.evaluate(told.name)
