@@ -207,7 +207,7 @@ def perform(call: Call, verbs: Any, as_json: bool, debug: bool) -> int:
         if as_json:
             told = {"runs": result} if call.verb == "runs" else result
             print(json.dumps(_plain(told)))  # ASCII: no letter of a stranger reaches a terminal
-    return 0 if _reached(result) else 1
+    return 0 if call.verb == "demo" or _reached(result) else 1  # a demo shows; it sets no goal that could be missed
 
 
 def _reached(result: Any) -> bool:
