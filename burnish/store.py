@@ -143,15 +143,15 @@ def append_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a run for this process alone; a lock ends with its process, however that ends."""
+def locked(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Hold a folder for this process alone, waiting for its turn or refusing; a lock ends with its process."""
     import fcntl
 
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o600)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             raise BurnishError(
                 "Another process is working on this run", str(folder), "wait for it, or stop it first"

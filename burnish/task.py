@@ -95,7 +95,7 @@ class Train:
     clip: float = setting(1.0, "largest gradient norm; 0: no clipping", 0)
     evaluate_every: int = setting(0, "steps between validations; 0: four times an epoch", 0)
     save_every: int = setting(0, "steps between checkpoints; 0: at every validation", 0)
-    patience: int = setting(4, "validations without improvement before stopping; 0: never stop early", 0)
+    patience: int = setting(8, "validations without improvement before stopping; 0: never stop early", 0)
     micro_tokens: int = setting(8192, "tokens run at once; changes memory, never the update", 1)
     precision: typing.Literal["fp32", "bf16"] = setting("fp32", "arithmetic of the forward pass; weights stay fp32")
     seed: int = setting(0, "initial adapter and head, order of rows, dropout, masking", 0)

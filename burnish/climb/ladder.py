@@ -91,7 +91,7 @@ def ready(task: Task, begin: bool = True) -> Ladder:
     base = models.inspect(task.base.name, task.folder, task.base.weights == "random")
     tokenizer = Tokenizer.load(base.folder)
     shared = store.home() / "cache" / "data" / _data_key(task)
-    with store.locked(shared):
+    with store.locked(shared, wait=True):
         prepared = data.prepare(task, shared)
     method = choose_method(task, base, prepared)
     asked, trained = _contracts(task, base, tokenizer, prepared, method)
