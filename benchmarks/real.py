@@ -25,9 +25,15 @@ from burnish.records import Event, Report
 CASES: dict[str, dict[str, Any]] = {
     "sst2": {
         "goal": {"task": "classify", "target": 0.75},
-        "data": {"files": ["data/sentiment-sst2/train.txt"], "test_files": ["data/sentiment-sst2/dev.txt"]},
+        "data": {
+            "files": ["data/sentiment-sst2/train.txt"],
+            "test_files": ["data/sentiment-sst2/dev.txt"],
+            "instruction": "Is this review negative or positive?",
+            "limit": 4000,
+        },
         "base": "burnish-tiny",
-        "train": {"epochs": 3},
+        "few-shot": {"shots": [4], "orders": 2},
+        "train": {"epochs": 2},
     },
     "sst2-bitnet": {
         "goal": {"task": "classify", "target": 0.7},
