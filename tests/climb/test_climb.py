@@ -116,14 +116,14 @@ class TestAgain:
         assert Path(first.folder, "report.json").exists()
         assert len(second.readings) == 1
 
-    def test_a_damaged_artifact_is_made_again_and_answers_again(self, desk):
+    def test_a_damaged_artifact_is_made_again_and_scores_the_same(self, desk):
         first = desk.climb(desk.task(rungs=["lora"]))
         artifact = Path(first.rungs[0].artifact)
         (artifact / "tokenizer.json").write_text("{}")
         second = desk.climb(desk.task(rungs=["lora"]))
         assert weights(second) == weights(first)
         assert artifacts.load(artifact)
-        assert len(second.readings) == 2
+        assert second.rungs[0].scores == first.rungs[0].scores
 
     def test_longer_answers_are_made_anew(self, desk):
         write(desk.folder / "pairs.jsonl", [{"prompt": row["text"], "completion": "yes"} for row in labelled()])
