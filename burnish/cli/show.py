@@ -166,6 +166,9 @@ def climb(screen: Screen, told: Report, asked: Asked) -> None:
         _next(screen, *_uses(chosen, str(told.goal.get("task", ""))))
     elif "task" in asked:
         _next(screen, ["check", asked["task"], *_set(asked), "--show", "3"])
+    else:
+        last = [rung.artifact for rung in told.rungs if rung.artifact][-1:]
+        _next(screen, *(["chat", artifact] for artifact in last), ["init", "YOUR_DATA.csv"])
 
 
 def train(screen: Screen, told: RungResult, asked: Asked) -> None:
