@@ -21,9 +21,10 @@ from torch import Tensor
 from burnish import __version__, kinds, store
 from burnish.errors import ArtifactError, BurnishError
 from burnish.models import base as models
-from burnish.models.base import Base, Head, Model
-from burnish.tokens.encode import Encoding, Target
-from burnish.tokens.template import Template
+from burnish.models.base import Base, Head
+from burnish.models.load import load as load_model
+from burnish.models.model import Model
+from burnish.tokens.contract import Contract
 from burnish.tokens.tokenizer import Tokenizer
 
 FORMAT = 1
@@ -39,46 +40,6 @@ TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
     "added_tokens.json",
 )
-
-
-@dataclass(frozen=True)
-class Contract:
-    """How rows are read and answers said: one and the same in training, evaluation and chat.
-
-    goal: the task kind.  shape: of the rows it was made from.  target: what is trained on.  head: how the model ends.
-    labels: classes in the order of the head.  instruction: what a labelled row is asked with.
-    mean, deviation: of the training numbers (regress).
-    """
-
-    goal: str
-    shape: str
-    target: Target
-    template: str
-    template_text: str
-    max_length: int
-    too_long: str
-    head: str = "language"
-    labels: tuple[str, ...] = ()
-    multi: bool = False
-    instruction: str = ""
-    mean: float = 0.0
-    deviation: float = 1.0
-
-    def encoding(self, tokenizer: Tokenizer, kind: str, end: bool = True) -> Encoding:
-        """The token contract for one tokenizer."""
-        return Encoding(
-            tokenizer,
-            Template(self.template, self.template_text),
-            kind,
-            self.target,
-            self.max_length,
-            self.too_long,
-            {name: i for i, name in enumerate(self.labels)} if self.head in ("classes", "multi") else {},
-            self.head == "multi",
-            self.mean,
-            self.deviation,
-            end,
-        )
 
 
 @dataclass(frozen=True)
@@ -110,9 +71,9 @@ class Artifact:
         """The base with what was added, in evaluation mode."""
         if self.adapter == "full":
             assert self.folder is not None
-            model = models.load(self.base, self.head, files=self.folder)
+            model = load_model(self.base, self.head, files=self.folder)
         else:
-            model = models.load(self.base, self.head)
+            model = load_model(self.base, self.head)
             if self.adapter:
                 assert self.folder is not None
                 try:

@@ -10,11 +10,11 @@ from typing import Any
 import tiny
 import torch
 
-from burnish.artifact import Contract
 from burnish.generate.answer import Answerer
-from burnish.models import base
+from burnish.models import base, load
 from burnish.models.base import Head
 from burnish.records import Example, Message, Where
+from burnish.tokens.contract import Contract
 from burnish.tokens.template import Template
 from burnish.tokens.tokenizer import Tokenizer
 
@@ -39,7 +39,7 @@ def answerer(kind: str, tmp_path_factory: Any, goal: str = "classify", shape: st
     told = Tokenizer.load(folder)
     asked = contract(told, goal, shape, **own)
     torch.manual_seed(0)
-    model = base.load(base.inspect(str(folder)), Head(asked.head, asked.labels if asked.head != "number" else ()))
+    model = load.load(base.inspect(str(folder)), Head(asked.head, asked.labels if asked.head != "number" else ()))
     if asked.head != "language":  # a fresh head: as wide as the rest
         tiny.redraw({name: value for name, value in model.hf.named_parameters() if name in model.fresh})
     return Answerer(model.eval(), told, asked, **{"most": 12, **ready})

@@ -12,10 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from burnish import artifact as artifacts
 from burnish import kinds
-from burnish.artifact import Artifact, Contract
+from burnish.artifact import Artifact
 from burnish.errors import ArtifactError, BurnishError, ModelError
-from burnish.models import base
+from burnish.models import base, load
 from burnish.tokens.batch import collate
+from burnish.tokens.contract import Contract
 from burnish.train import loop
 
 TARGETS = {"language": "answers", "classes": "label", "multi": "label", "number": "label"}
@@ -141,7 +142,7 @@ def test_a_recipe_may_be_edited(tmp_path_factory, tmp_path):
     assert artifacts.load(tmp_path / "artifact").recipe == {"shots": 3}
     path.write_text(path.read_text().replace('"shots": 3', '"shots": 5'))
     assert artifacts.load(tmp_path / "artifact").recipe == {"shots": 5}
-    plain = base.load(told.base, tiny.HEADS["language"]).eval()
+    plain = load.load(told.base, tiny.HEADS["language"]).eval()
     case = ("gpt2", "language", tmp_path_factory)
     assert torch.equal(logits(artifacts.load(tmp_path / "artifact").model(), *case), logits(plain, *case))
 

@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from burnish.data.prepare import look
-from burnish.models import base
+from burnish.models import base, load
 from burnish.tokens.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -26,7 +26,7 @@ def test_the_embedded_base_is_small_and_whole():
 
 def test_plain_transformers_reads_it_as_we_do():
     found = base.inspect("burnish-tiny")
-    ours = base.load(found, base.Head("language")).eval()
+    ours = load.load(found, base.Head("language")).eval()
     theirs = transformers.AutoModelForCausalLM.from_pretrained(str(found.folder), dtype=torch.float32).eval()
     told = transformers.AutoTokenizer.from_pretrained(str(found.folder))
     ids = told("Once upon a time there was a miller.", return_tensors="pt")["input_ids"]

@@ -18,8 +18,9 @@ import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from burnish import kinds
-from burnish.models import base
-from burnish.models.base import Head, Model
+from burnish.models import base, load
+from burnish.models.base import Head
+from burnish.models.model import Model
 from burnish.task import Train
 from burnish.tokens import tokenizer as tokenizers
 from burnish.tokens.batch import Batches, collate
@@ -172,7 +173,7 @@ def model(
 ) -> Model:
     """A tiny model ready to train, without dropout unless asked for."""
     found = base.inspect(str(folder(kind, tmp_path_factory)))
-    made = base.load(found, HEADS[head], dropout=dropout)
+    made = load.load(found, HEADS[head], dropout=dropout)
     settings = {item.name: item.default for item in kinds.settings("adapters", adapter)} | own
     kinds.load("adapters", adapter).attach(made, settings, 0.0, 3)
     return made
@@ -267,7 +268,7 @@ def run(
     module = kinds.load("methods", method)
     made = model(kind, head, tmp_path_factory, adapter, dropout if adapter == "full" else None)
     if adapter != "full":
-        made = base.load(made.base, HEADS[head], dropout=0.0)
+        made = load.load(made.base, HEADS[head], dropout=0.0)
         defaults = {item.name: item.default for item in kinds.settings("adapters", adapter)}
         kinds.load("adapters", adapter).attach(made, defaults, dropout, 3)
     if settings.precision == "bf16":

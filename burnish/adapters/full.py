@@ -11,7 +11,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from burnish.models.base import Model
+from burnish.models.model import Model
 
 COST = 60  # where this rung stands on the ladder, cheapest first
 RATE = 5e-5  # learning rate at hidden size 2000 (see train/plan.py)

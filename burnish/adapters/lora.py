@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from burnish.errors import TaskError
 from burnish.kinds import setting
-from burnish.models.base import Model
+from burnish.models.model import Model
 
 COST = 40
 RATE = 5e-4  # ten times full tuning's: Schulman et al. 2025, LoRA Without Regret

@@ -15,7 +15,7 @@ from burnish.climb.judge import judge, publish
 from burnish.climb.ladder import folder_of, ready, rungs_of
 from burnish.climb.rungs import made, make_prompted, make_trained
 from burnish.errors import Interrupted, TaskError
-from burnish.models.base import Model
+from burnish.models.model import Model
 from burnish.records import Event, Report
 from burnish.task import Task
 

@@ -22,7 +22,7 @@ from burnish.evaluate import predict as predicting
 from burnish.generate.engine import Sampling
 from burnish.generate.pieces import continued
 from burnish.models import base as models
-from burnish.models.base import Model
+from burnish.models.model import Model
 from burnish.records import Comparison, Event, Example, Prediction, Report, RungResult
 from burnish.tokens.encode import encode_all
 from burnish.train.tune import readable

@@ -20,7 +20,6 @@ import torch
 
 from burnish import __version__, kinds, store
 from burnish import task as tasks
-from burnish.artifact import Contract
 from burnish.data import prepare as data
 from burnish.data.prepare import Prepared
 from burnish.errors import TaskError
@@ -31,6 +30,7 @@ from burnish.records import Example
 from burnish.store import slug
 from burnish.task import Task
 from burnish.tokens import ask
+from burnish.tokens.contract import Contract
 from burnish.tokens.template import Template
 from burnish.tokens.tokenizer import Tokenizer
 

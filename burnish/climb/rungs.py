@@ -18,7 +18,7 @@ from burnish.artifact import Artifact
 from burnish.climb.ladder import Ladder, cost
 from burnish.errors import BurnishError, Interrupted, TrainError
 from burnish.evaluate import predict as predicting
-from burnish.models.base import Model
+from burnish.models.model import Model
 from burnish.prompting._world import World
 from burnish.records import Event, RungResult
 from burnish.train.tune import Job, tune

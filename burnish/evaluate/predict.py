@@ -11,7 +11,7 @@ from pathlib import Path
 from burnish import kinds, store
 from burnish.artifact import Artifact
 from burnish.generate.answer import Answerer
-from burnish.models.base import Model
+from burnish.models.model import Model
 from burnish.records import Example, Prediction
 from burnish.task import Evaluate
 

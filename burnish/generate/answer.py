@@ -15,14 +15,14 @@ from functools import cached_property
 
 import numpy as np
 
-from burnish.artifact import Contract
 from burnish.errors import TokenError
 from burnish.generate import engine
 from burnish.generate.engine import Sampling
 from burnish.generate.hidden import hidden
-from burnish.models.base import Model
+from burnish.models.model import Model
 from burnish.records import Example, Message, Prediction
 from burnish.tokens import ask
+from burnish.tokens.contract import Contract
 from burnish.tokens.encode import Encoding, RowProblem, Tokens
 from burnish.tokens.tokenizer import Tokenizer
 

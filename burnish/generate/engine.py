@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from burnish.models.base import Model
+from burnish.models.model import Model
 from burnish.tokens.batch import by_budget, collate
 from burnish.tokens.encode import Tokens
 

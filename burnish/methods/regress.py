@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from burnish.models.base import Outputs
+from burnish.models.model import Outputs
 from burnish.tokens.batch import Batch
 
 MODELS = ("decoder", "encoder", "encoder-decoder")

@@ -16,7 +16,7 @@ from torch import Tensor
 from burnish.errors import TokenError
 from burnish.kinds import setting
 from burnish.methods._losses import cross_entropy
-from burnish.models.base import Outputs
+from burnish.models.model import Outputs
 from burnish.tokens.batch import Batch
 from burnish.tokens.encode import Tokens
 from burnish.tokens.tokenizer import Tokenizer

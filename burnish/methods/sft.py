@@ -8,7 +8,7 @@ from torch import Tensor
 
 from burnish.kinds import setting
 from burnish.methods._losses import cross_entropy
-from burnish.models.base import Outputs
+from burnish.models.model import Outputs
 from burnish.tokens.batch import Batch
 
 MODELS = ("decoder", "encoder-decoder")

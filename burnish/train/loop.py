@@ -21,7 +21,7 @@ from torch import Tensor
 
 from burnish import store
 from burnish.errors import TrainError
-from burnish.models.base import Model
+from burnish.models.model import Model
 from burnish.records import Event
 from burnish.task import Train
 from burnish.tokens.batch import Batch, Batches

@@ -16,16 +16,18 @@ import torch
 
 from burnish import artifact as artifacts
 from burnish import kinds, store
-from burnish.artifact import Artifact, Contract
+from burnish.artifact import Artifact
 from burnish.data.prepare import examples
 from burnish.data.validate import BadRows
 from burnish.errors import DataError
 from burnish.models import base as models
+from burnish.models import load
 from burnish.models.base import Base
 from burnish.records import Event, Example, Problem
 from burnish.task import Task
 from burnish.tokens import ask
 from burnish.tokens.batch import Batches
+from burnish.tokens.contract import Contract
 from burnish.tokens.encode import Count, Encoding, Tokens, encode_all
 from burnish.tokens.tokenizer import Tokenizer
 from burnish.train import loop
@@ -62,7 +64,7 @@ def tune(job: Job) -> Iterator[Event]:
     adapter = kinds.load("adapters", job.rung)
     method = kinds.load("methods", job.method)
     own = method.Settings(**job.method_settings)
-    model = models.load(
+    model = load.load(
         job.base,
         models.Head(job.contract.head, job.contract.labels),  # type: ignore[arg-type]
         dropout=settings.dropout if job.rung == "full" else None,
@@ -89,11 +91,11 @@ def tune(job: Job) -> Iterator[Event]:
         job.folder / "checkpoints",
         dict(job.identity),
     )
-    trained = models.count(model.trainable().values())
+    trained = load.count(model.trainable().values())
     started = {
         "phase": job.rung,
         "method": job.method,
-        "parameters": models.count(model.hf.parameters()),
+        "parameters": load.count(model.hf.parameters()),
         "trained": trained,
         "rows": train.count.rows,
         "dropped": len(train.dropped) + len(held.dropped),

@@ -6,7 +6,7 @@ import torch
 
 from burnish.adapters import lora
 from burnish.errors import TaskError
-from burnish.models import base
+from burnish.models import base, load
 
 
 def test_zero_b_is_the_base_to_the_bit(tmp_path_factory):
@@ -79,7 +79,7 @@ def test_a_name_is_no_part_of_a_name(tmp_path_factory):
 
 def test_weights_from_scratch_are_refused(tmp_path_factory):
     """A reload could not find the base that the update belongs to."""
-    model = base.load(base.inspect(str(tiny.folder("llama", tmp_path_factory)), random=True), tiny.HEADS["language"])
+    model = load.load(base.inspect(str(tiny.folder("llama", tmp_path_factory)), random=True), tiny.HEADS["language"])
     with pytest.raises(TaskError, match="pre-trained"):
         lora.attach(model, {}, 0.0, 0)
 
@@ -87,7 +87,7 @@ def test_weights_from_scratch_are_refused(tmp_path_factory):
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_dropout_acts_on_the_update_alone(dropout, tmp_path_factory):
     """With B = 0 a dropped input changes nothing; with B it does, in training only."""
-    made = base.load(base.inspect(str(tiny.folder("llama", tmp_path_factory))), tiny.HEADS["language"], dropout=0.0)
+    made = load.load(base.inspect(str(tiny.folder("llama", tmp_path_factory))), tiny.HEADS["language"], dropout=0.0)
     lora.attach(made, {}, dropout, 0)
     ids = torch.arange(20)[None] + 5
 
@@ -106,7 +106,7 @@ def test_dropout_acts_on_the_update_alone(dropout, tmp_path_factory):
 
 def test_the_seed_decides_the_start(tmp_path_factory):
     def start(seed):
-        made = base.load(base.inspect(str(tiny.folder("gpt2", tmp_path_factory))), tiny.HEADS["language"])
+        made = load.load(base.inspect(str(tiny.folder("gpt2", tmp_path_factory))), tiny.HEADS["language"])
         lora.attach(made, {}, 0.0, seed)
         return torch.cat([layer.lora_A.detach().flatten() for layer in lora.layers(made).values()])
 

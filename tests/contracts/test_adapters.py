@@ -5,7 +5,7 @@ import tiny
 import torch
 
 from burnish import kinds
-from burnish.models import base
+from burnish.models import base, load
 from burnish.tokens.batch import collate
 
 ADAPTERS = kinds.names("adapters")
@@ -60,7 +60,7 @@ def test_only_what_it_says_is_trained(adapter, kind, head, target, tmp_path_fact
 @EVERY
 def test_a_new_adapter_leaves_the_base_as_it_was(adapter, kind, head, target, tmp_path_factory):
     found = base.inspect(str(tiny.folder(kind, tmp_path_factory)))
-    plain = base.load(found, tiny.HEADS[head], dropout=0.0).eval()
+    plain = load.load(found, tiny.HEADS[head], dropout=0.0).eval()
     model = tiny.model(kind, head, tmp_path_factory, adapter).eval()
     told = [logits(each, kind, head, target, tmp_path_factory) for each in (plain, model)]
     assert torch.equal(*told)
@@ -70,7 +70,7 @@ def test_a_new_adapter_leaves_the_base_as_it_was(adapter, kind, head, target, tm
 def test_merged_equals_unmerged(adapter, kind, head, target, tmp_path_factory):
     model = stirred(tiny.model(kind, head, tmp_path_factory, adapter))
     before = logits(model, kind, head, target, tmp_path_factory)
-    names = set(base.load(model.base, tiny.HEADS[head]).hf.state_dict())
+    names = set(load.load(model.base, tiny.HEADS[head]).hf.state_dict())
     kinds.load("adapters", adapter).merge(model)
     torch.testing.assert_close(logits(model, kind, head, target, tmp_path_factory), before, rtol=1e-5, atol=1e-5)
     assert set(model.hf.state_dict()) == names
@@ -82,10 +82,10 @@ def test_saved_and_loaded_agree_bit_for_bit(adapter, kind, head, target, tmp_pat
     module = kinds.load("adapters", adapter)
     module.save(model, tmp_path, str(model.base.folder))
     if hasattr(module, "load"):
-        again = base.load(model.base, tiny.HEADS[head])
+        again = load.load(model.base, tiny.HEADS[head])
         module.load(again, tmp_path)
     else:
-        again = base.load(model.base, tiny.HEADS[head], files=tmp_path)
+        again = load.load(model.base, tiny.HEADS[head], files=tmp_path)
     told = [logits(each.eval(), kind, head, target, tmp_path_factory) for each in (model, again)]
     assert torch.equal(*told)
     first, second = (module.tensors(each) for each in (model, again))
@@ -104,7 +104,7 @@ def test_disabled_is_the_base(adapter, kind, tmp_path_factory):
         with pytest.raises(ValueError, match="no copy"), module.disabled(model):
             pass
         return
-    plain, tuned = base.load(model.base, tiny.HEADS["language"]).eval(), logits(model, *case)
+    plain, tuned = load.load(model.base, tiny.HEADS["language"]).eval(), logits(model, *case)
     with module.disabled(model):
         assert torch.equal(logits(model, *case), logits(plain, *case))
     assert torch.equal(logits(model, *case), tuned)

@@ -8,7 +8,7 @@ import torch
 
 from burnish.methods import classify, regress, selfsupervised, sft
 from burnish.methods._losses import cross_entropy
-from burnish.models.base import Outputs
+from burnish.models.model import Outputs
 from burnish.tokens.batch import Batch
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from burnish.adapters import full, lora
 from burnish.errors import ModelError
-from burnish.models import base
+from burnish.models import base, load
 from burnish.models.base import Head
 from burnish.tokens.batch import collate
 
@@ -97,7 +97,7 @@ def test_a_hostile_configuration_is_refused(changes, tmp_path_factory, tmp_path)
         (folder / name).write_text(CODE)
     for random in (False, True):
         with pytest.raises(ModelError) as caught:
-            base.load(base.inspect(str(folder), random=random), LANGUAGE)
+            load.load(base.inspect(str(folder), random=random), LANGUAGE)
         assert caught.value.do
         assert str(folder) in caught.value.where
     assert not (folder / "ran").exists()
@@ -107,7 +107,7 @@ def test_a_model_larger_than_memory_is_refused_before_it_is_made(tmp_path_factor
     folder = edited(copied("gpt2", tmp_path_factory, tmp_path), n_positions=10**11)
     for random in (False, True):
         with pytest.raises(ModelError, match="GB of memory"):
-            base.load(base.inspect(str(folder), random=random), LANGUAGE)
+            load.load(base.inspect(str(folder), random=random), LANGUAGE)
 
 
 ODD = st.sampled_from([-1, 0, 1, 7, 10**9, 10**30, -0.5, 0.5, 1e300, "", "gpt2", None, True, [], [1], {}, {"a": 1}])
@@ -121,7 +121,7 @@ def test_an_odd_configuration_loads_or_is_refused(changes, tmp_path_factory, tmp
     shutil.rmtree(tmp_path / "copy", ignore_errors=True)
     folder = edited(copied("llama", tmp_path_factory, tmp_path), **changes)
     with contextlib.suppress(ModelError):
-        base.load(base.inspect(str(folder)), LANGUAGE)
+        load.load(base.inspect(str(folder)), LANGUAGE)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "7", "null", "{" * 100_000, '{"a":' * 50_000])
@@ -162,7 +162,7 @@ def test_a_lying_header_is_refused(header, tmp_path_factory, tmp_path):
     folder = copied("gpt2", tmp_path_factory, tmp_path)
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(16))
     with pytest.raises(ModelError):
-        base.load(base.inspect(str(folder)), LANGUAGE)
+        load.load(base.inspect(str(folder)), LANGUAGE)
 
 
 def test_a_pickle_is_not_opened(tmp_path_factory, tmp_path):
@@ -172,7 +172,7 @@ def test_a_pickle_is_not_opened(tmp_path_factory, tmp_path):
     with pytest.raises(ModelError, match=r"only pytorch_model\.bin") as caught:
         base.inspect(str(folder))
     assert "safetensors" in caught.value.do
-    assert base.load(base.inspect(str(folder), random=True), LANGUAGE)
+    assert load.load(base.inspect(str(folder), random=True), LANGUAGE)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -182,7 +182,7 @@ def test_weights_that_are_no_numbers_are_refused(value, tmp_path_factory, tmp_pa
     weights["transformer.ln_f.weight"][0] = value
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match="NaN or infinity"):
-        base.load(base.inspect(str(folder)), LANGUAGE)
+        load.load(base.inspect(str(folder)), LANGUAGE)
 
 
 def test_missing_weights_are_never_made_up(tmp_path_factory, tmp_path):
@@ -193,27 +193,27 @@ def test_missing_weights_are_never_made_up(tmp_path_factory, tmp_path):
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     for head in ("language", "classes"):
         with pytest.raises(ModelError, match="lack"):
-            base.load(base.inspect(str(folder)), tiny.HEADS[head])
+            load.load(base.inspect(str(folder)), tiny.HEADS[head])
 
 
 def test_weights_of_another_size_are_refused(tmp_path_factory, tmp_path):
     folder = edited(copied("gpt2", tmp_path_factory, tmp_path), vocab_size=50)
     with pytest.raises(ModelError):
-        base.load(base.inspect(str(folder)), LANGUAGE)
+        load.load(base.inspect(str(folder)), LANGUAGE)
 
 
 def test_half_precision_weights_become_float32(tmp_path_factory, tmp_path):
     folder = edited(copied("gpt2", tmp_path_factory, tmp_path), dtype="bfloat16")
     weights = {name: value.bfloat16() for name, value in load_file(folder / "model.safetensors").items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    model = base.load(base.inspect(str(folder)), LANGUAGE)
+    model = load.load(base.inspect(str(folder)), LANGUAGE)
     assert {value.dtype for value in model.hf.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize("kind", tiny.KINDS)
 def test_random_weights_are_drawn_from_the_seed(kind, tmp_path_factory):
     found = base.inspect(str(tiny.folder(kind, tmp_path_factory)), random=True)
-    same, again, other = (dict(base.load(found, LANGUAGE, seed=s).hf.named_parameters()) for s in (1, 1, 2))
+    same, again, other = (dict(load.load(found, LANGUAGE, seed=s).hf.named_parameters()) for s in (1, 1, 2))
     assert all(torch.equal(value, again[name]) for name, value in same.items())
     assert any(not torch.equal(value, other[name]) for name, value in same.items())
 
@@ -221,7 +221,7 @@ def test_random_weights_are_drawn_from_the_seed(kind, tmp_path_factory):
 @pytest.mark.parametrize("dropout", [None, 0.0, 0.3])
 @pytest.mark.parametrize("kind", ["gpt2", "bert", "bart", "t5"])
 def test_dropout_is_set_everywhere_or_left_as_shipped(kind, dropout, tmp_path_factory):
-    model = base.load(base.inspect(str(tiny.folder(kind, tmp_path_factory))), tiny.HEADS["classes"], dropout=dropout)
+    model = load.load(base.inspect(str(tiny.folder(kind, tmp_path_factory))), tiny.HEADS["classes"], dropout=dropout)
     found = {item.p for item in model.hf.modules() if isinstance(item, torch.nn.Dropout)}
     assert found <= ({0.1, 0.0} if dropout is None else {dropout})
 
@@ -257,7 +257,7 @@ def test_a_classifier_is_a_base_for_other_classes(kind, labels, tmp_path_factory
     full.save(first, tmp_path, "base")
     shutil.copyfile(first.base.folder / "tokenizer.json", tmp_path / "tokenizer.json")
     found = base.inspect(str(tmp_path))
-    second = base.load(found, Head("classes", labels), dropout=0.0)
+    second = load.load(found, Head("classes", labels), dropout=0.0)
     assert second.hf.config.num_labels == len(labels)
     body = f"{second.hf.base_model_prefix}."
     assert second.fresh == {name for name in dict(second.hf.named_parameters()) if not name.startswith(body)}

@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from burnish.adapters import full, lora
-from burnish.models import base
+from burnish.models import base, load
 from burnish.tokens.batch import collate
 from burnish.tokens.encode import Tokens
 
@@ -100,7 +100,7 @@ def test_a_family_goes_through_the_engine(family, head, tmp_path_factory, tmp_pa
     assert found.kind == FAMILIES[family]
     if head != "language" and not base.has_head(found):
         pytest.skip("transformers has no classification form of it")
-    model = base.load(found, tiny.HEADS[head], dropout=0.0).eval()
+    model = load.load(found, tiny.HEADS[head], dropout=0.0).eval()
     made = rows(found.kind, head)
     together = logits(model, collate(made, 1))
     alone = torch.cat([logits(model, collate([row], 1)) for row in made])
@@ -110,7 +110,7 @@ def test_a_family_goes_through_the_engine(family, head, tmp_path_factory, tmp_pa
 
     (tmp_path / "full").mkdir()
     full.save(model, tmp_path / "full", "base")
-    again = base.load(found, tiny.HEADS[head], files=tmp_path / "full").eval()
+    again = load.load(found, tiny.HEADS[head], files=tmp_path / "full").eval()
     assert torch.equal(logits(again, collate(made, 1)), together)
 
     lora.attach(model, {}, 0.0, 0)
@@ -124,7 +124,7 @@ def test_a_family_goes_through_the_engine(family, head, tmp_path_factory, tmp_pa
     tuned = logits(model, collate(made, 1))
     (tmp_path / "lora").mkdir()
     lora.save(model, tmp_path / "lora", "base")
-    again = base.load(found, tiny.HEADS[head], dropout=0.0)
+    again = load.load(found, tiny.HEADS[head], dropout=0.0)
     lora.load(again, tmp_path / "lora")
     assert torch.equal(logits(again.eval(), collate(made, 1)), tuned)
     lora.merge(model)

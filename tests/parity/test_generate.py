@@ -7,13 +7,13 @@ import pytest
 import torch
 import transformers
 
-from burnish.artifact import Contract
 from burnish.generate import engine
 from burnish.generate.answer import Answerer
-from burnish.models import base
+from burnish.models import base, load
 from burnish.models.base import Head
 from burnish.records import Example, Message, Where
 from burnish.store import read_jsonl
+from burnish.tokens.contract import Contract
 from burnish.tokens.template import Template
 from burnish.tokens.tokenizer import Tokenizer
 
@@ -25,7 +25,7 @@ def ready(folder, most):
     found = base.inspect(str(folder))
     raw = Template.choose("raw", "prompt", tokenizer).text
     contract = Contract("answer", "prompt", "answers", "raw", raw, found.context, "error")
-    return Answerer(base.load(found, Head("language")).eval(), tokenizer, contract, most)
+    return Answerer(load.load(found, Head("language")).eval(), tokenizer, contract, most)
 
 
 def asked(text, answer="?"):

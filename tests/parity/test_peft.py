@@ -13,8 +13,9 @@ import transformers
 from safetensors.torch import load_file
 
 from burnish.adapters import lora
-from burnish.models import base
-from burnish.models.base import Base, Head, Model
+from burnish.models import base, load
+from burnish.models.base import Base, Head
+from burnish.models.model import Model
 from burnish.tokens.batch import collate
 
 TASKS = {"llama": "CAUSAL_LM", "gpt2": "CAUSAL_LM", "bart": "SEQ_2_SEQ_LM", "t5": "SEQ_2_SEQ_LM"}
@@ -90,7 +91,7 @@ def trained_by_peft(kind, head, made, into, **settings):
 
 
 def loaded(kind, head, made, folder):
-    model = base.load(base.inspect(str(tiny.folder(kind, made))), tiny.HEADS[head], dropout=0.0)
+    model = load.load(base.inspect(str(tiny.folder(kind, made))), tiny.HEADS[head], dropout=0.0)
     lora.load(model, folder)
     return model.eval()
 
@@ -234,7 +235,7 @@ DEBERTA = {"hidden_size": 1536, "intermediate_size": 6144, "num_hidden_layers": 
 def test_published_parameter_counts(config, rank, targets, head, count):
     """PEFT's documentation; Hu et al. 2021, tables 2 and 4; OPT-6.7B as PEFT prints it."""
     model = meta(config, head)
-    whole = base.count(model.hf.parameters())
+    whole = load.count(model.hf.parameters())
     names = lora._chosen(model, targets)
     trained = 0
     for name in names:
@@ -247,7 +248,7 @@ def test_published_parameter_counts(config, rank, targets, head, count):
 
 def test_attaching_trains_what_was_counted(tmp_path_factory):
     model = tiny.model("llama", "language", tmp_path_factory, "lora", rank=3, targets=["q_proj", "v_proj"])
-    assert base.count(model.trainable().values()) == 2 * 3 * ((32 + 32) + (32 + 16))
+    assert load.count(model.trainable().values()) == 2 * 3 * ((32 + 32) + (32 + 16))
 
 
 REAL = {
@@ -262,7 +263,7 @@ REAL = {
 @pytest.mark.parametrize(("name", "head"), [(name, head) for name, heads in REAL.items() for head in heads])
 def test_real_models_agree_with_peft(name, head, shared, tmp_path):
     found = base.inspect(str(shared / "models" / name))
-    model = base.load(found, tiny.HEADS[head], dropout=0.0)
+    model = load.load(found, tiny.HEADS[head], dropout=0.0)
     lora.attach(model, {}, 0.0, 0)
     draw = torch.Generator().manual_seed(4)
     with torch.no_grad():

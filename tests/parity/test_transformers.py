@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from burnish import kinds
 from burnish.adapters import full
 from burnish.methods._losses import cross_entropy
-from burnish.models import base
+from burnish.models import base, load
 from burnish.records import Example, Where
 from burnish.tokens.batch import collate
 from burnish.tokens.encode import Encoding
@@ -37,7 +37,7 @@ def plain(folder, kind, head):
     """The folder as a person without Burnish loads it: nothing said but the class."""
     name = AUTO[kind] if head == "language" else "SequenceClassification"
     hf = getattr(transformers, f"AutoModelFor{name}").from_pretrained(str(folder)).eval()
-    base.align(hf)  # the same bits need the same place in memory
+    load.align(hf)  # the same bits need the same place in memory
     return hf
 
 
@@ -88,7 +88,7 @@ def test_a_full_artifact_is_a_plain_model(kind, head, tmp_path_factory, tmp_path
 @pytest.mark.parametrize("kind", ["gpt2", "bert", "albert", "bart", "t5"])
 def test_tied_weights_stay_tied(kind, tmp_path_factory, tmp_path):
     model, folder = trained(kind, "language", tmp_path_factory, tmp_path)
-    again = base.load(model.base, tiny.HEADS["language"], files=folder)
+    again = load.load(model.base, tiny.HEADS["language"], files=folder)
     for each in (model, again):
         first, last = each.hf.get_input_embeddings().weight, each.hf.get_output_embeddings().weight
         assert first is last
@@ -181,7 +181,7 @@ def test_a_decoder_is_read_at_its_last_real_token(kind, tmp_path_factory):
 def test_real_models_answer_as_in_transformers(name, shared, tmp_path):
     """Loaded, saved as a full artifact, and loaded again by plain transformers: the same bits each time."""
     found = base.inspect(str(shared / "models" / name))
-    model = base.load(found, tiny.HEADS["language"]).eval()
+    model = load.load(found, tiny.HEADS["language"]).eval()
     full.save(model, tmp_path, "base")
     family = {"decoder": "CausalLM", "encoder": "MaskedLM", "encoder-decoder": "Seq2SeqLM"}[found.kind]
     ids = torch.randint(0, found.vocabulary, (2, min(found.context, 12)), generator=torch.Generator().manual_seed(0))
@@ -189,7 +189,7 @@ def test_real_models_answer_as_in_transformers(name, shared, tmp_path):
     said = []
     for folder in (found.folder, tmp_path):
         theirs = auto.from_pretrained(str(folder), dtype=torch.float32).eval()
-        base.align(theirs)
+        load.align(theirs)
         with torch.no_grad():
             said.append(theirs(input_ids=ids, **({"labels": ids} if family == "Seq2SeqLM" else {})).logits)
     with torch.no_grad():
@@ -204,7 +204,7 @@ def test_real_models_answer_as_in_transformers(name, shared, tmp_path):
 def test_real_models_take_a_head(name, head, shared):
     """Only the head is new, drawn from the seed: the same twice."""
     found = base.inspect(str(shared / "models" / name))
-    first, second, other = (base.load(found, tiny.HEADS[head], seed=seed) for seed in (1, 1, 2))
+    first, second, other = (load.load(found, tiny.HEADS[head], seed=seed) for seed in (1, 1, 2))
     body = first.hf.base_model_prefix
     assert first.fresh
     assert all(not key.startswith(f"{body}.") or "pooler" in key for key in first.fresh)
@@ -222,11 +222,11 @@ def test_an_odd_generation_config_does_not_cost_the_run(kind, tmp_path_factory, 
     (folder / "generation_config.json").write_text(json.dumps(told | odd))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"num_beams": 4, "max_length": 20, "length_penalty": 2.0}))
-    model = base.load(base.inspect(str(folder)), tiny.HEADS["language"]).eval()
+    model = load.load(base.inspect(str(folder)), tiny.HEADS["language"]).eval()
     (tmp_path / "model").mkdir()
     full.save(model, tmp_path / "model", "base")
     assert json.loads((tmp_path / "model" / "generation_config.json").read_text()) == told | odd
-    assert base.load(base.inspect(str(tmp_path / "model")), tiny.HEADS["language"])
+    assert load.load(base.inspect(str(tmp_path / "model")), tiny.HEADS["language"])
 
 
 @pytest.mark.parametrize("kind", tiny.ENCODERS)
@@ -239,7 +239,7 @@ def test_two_texts_are_told_apart_as_the_model_learned(kind, tmp_path_factory, t
         "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
     }
     path.write_text(json.dumps(json.loads(path.read_text()) | named))
-    model = base.load(base.inspect(str(folder)), tiny.HEADS["classes"]).eval()
+    model = load.load(base.inspect(str(folder)), tiny.HEADS["classes"]).eval()
     (tmp_path / "model").mkdir()
     full.save(model, tmp_path / "model", "base")
     theirs = plain(tmp_path / "model", kind, "classes")

@@ -1,0 +1,152 @@
+"""From a Base to a Model with weights: read, completed by a new head, checked for damage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+
+from burnish.errors import ModelError
+from burnish.models.base import Base, Head, has_head
+from burnish.models.model import Model
+
+
+def load(
+    base: Base, head: Head, dropout: float | None = None, seed: int = 0, device: str = "cpu", files: Path | None = None
+) -> Model:
+    """A Model with float32 weights; everything its files lack is the new head, drawn from `seed`.
+
+    files: read the weights here instead (an artifact's), where nothing may be missing.
+    """
+    import transformers
+    from transformers import AutoConfig
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    folder = files or base.folder
+    try:
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+    except Exception as problem:
+        raise _unloadable(problem, folder) from None
+    if head.kind not in ("language", "none"):
+        config.num_labels = head.size
+        if head.kind != "number":
+            config.id2label = dict(enumerate(head.labels))
+            config.label2id = {name: i for i, name in enumerate(head.labels)}
+        config.problem_type = {
+            "classes": "single_label_classification",
+            "multi": "multi_label_classification",
+            "number": "regression",
+        }[head.kind]
+    if dropout is not None:
+        for name in list(config.to_dict()):
+            if ("dropout" in name or name.endswith("pdrop")) and isinstance(getattr(config, name, None), float):
+                setattr(config, name, dropout)
+    auto = getattr(transformers, _auto(base, head))
+    try:
+        _check_room(auto, config, folder)
+        torch.manual_seed(seed)
+        if base.random and files is None:
+            hf, missing = auto.from_config(config, dtype=torch.float32), frozenset[str]()
+        else:
+            hf, info = auto.from_pretrained(
+                str(folder),
+                config=config,
+                dtype=torch.float32,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # judged below: a head for another number of classes is made anew
+            )
+            missing = frozenset(info["missing_keys"]) | {odd[0] for odd in info["mismatched_keys"]}
+            if info.get("error_msgs"):
+                raise ModelError(f"Tensors do not load: {info['error_msgs']}", str(folder), "fetch them anew")
+    except ModelError:
+        raise
+    except Exception as problem:
+        raise _unloadable(problem, folder) from None
+    heads = frozenset[str]() if head.kind in ("language", "none") else _head_names(hf)
+    lacking = sorted(missing if files is not None else (name for name in missing - heads if not _pooler(name, head)))
+    if lacking:
+        what = f"The weights lack {len(lacking)} tensors, or have them in another size, first {lacking[0]}"
+        raise ModelError(what, str(folder), "fetch them anew")
+    bad = [name for name, value in hf.named_parameters() if not torch.isfinite(value).all()]
+    if bad:
+        raise ModelError(f"{len(bad)} tensors hold NaN or infinity, first {bad[0]}", str(folder), "fetch them anew")
+    if head.kind not in ("language", "none") and base.kind == "decoder" and not hasattr(hf, "score"):
+        raise ModelError(
+            f"{type(hf).__name__} does not read its head at the last token",
+            str(folder),
+            "set method.kind to sft: the model then answers with the label's words",
+        )
+    align(hf)
+    hf.train()
+    return Model(hf.to(device), base, head, missing | heads)
+
+
+def _head_names(hf: Any) -> frozenset[str]:
+    """The parameters that transformers puts on top of a body for a task."""
+    body = f"{hf.base_model_prefix}."
+    return frozenset(name for name, _ in hf.named_parameters() if not name.startswith(body))
+
+
+def _pooler(name: str, head: Head) -> bool:
+    """Whether a missing tensor belongs to a new head although it lies in the body."""
+    return head.kind != "language" and "pooler" in name
+
+
+def align(hf: nn.Module) -> None:
+    """Move weights that a file was mapped to onto 64-byte boundaries.
+
+    Vector units sum in an order that depends on where a tensor begins, so the same weights read from another file
+    would give logits that differ in their last bit.
+    """
+    for value in (*hf.parameters(), *hf.buffers()):
+        if value.data_ptr() % 64:
+            value.data = value.data.clone()
+
+
+def _check_room(auto: Any, config: Any, folder: Path) -> None:
+    """Refuse a model that this machine's memory cannot hold, before any of it is allocated."""
+    with torch.device("meta"):
+        needed = 4 * count(auto.from_config(config).parameters())
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise ModelError(
+            f"The model needs {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free",
+            str(folder),
+            "use a smaller base, or free memory",
+        )
+
+
+def _unloadable(problem: Exception, folder: Path) -> ModelError:
+    reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
+    return ModelError(f"transformers cannot load the model: {reason}", str(folder), "check its files")
+
+
+def _auto(base: Base, head: Head) -> str:
+    if head.kind == "none":
+        return "AutoModel"
+    if head.kind != "language":
+        if not has_head(base):
+            raise ModelError(
+                f"transformers has no classification form of {base.config['model_type']}",
+                str(base.folder),
+                "set method.kind to sft: the model then answers with the label's words",
+            )
+        return "AutoModelForSequenceClassification"
+    return {
+        "decoder": "AutoModelForCausalLM",
+        "encoder": "AutoModelForMaskedLM",
+        "encoder-decoder": "AutoModelForSeq2SeqLM",
+    }[base.kind]
+
+
+def count(parameters: Sequence[nn.Parameter] | Any) -> int:
+    """How many numbers, shared parameters once."""
+    return sum(value.numel() for value in {id(item): item for item in parameters}.values())
