@@ -23,25 +23,9 @@ def load(
     files: read the weights here instead (an artifact's), where nothing may be missing.
     """
     import transformers
-    from transformers import AutoConfig
 
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
     folder = files or base.folder
-    try:
-        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
-    except Exception as problem:
-        raise _unloadable(problem, folder) from None
-    if head.kind not in ("language", "none"):
-        config.num_labels = head.size
-        if head.kind != "number":
-            config.id2label = dict(enumerate(head.labels))
-            config.label2id = {name: i for i, name in enumerate(head.labels)}
-        config.problem_type = {
-            "classes": "single_label_classification",
-            "multi": "multi_label_classification",
-            "number": "regression",
-        }[head.kind]
+    config = _configured(base, head, folder)
     if dropout is not None:
         for name in list(config.to_dict()):
             if ("dropout" in name or name.endswith("pdrop")) and isinstance(getattr(config, name, None), float):
@@ -87,6 +71,50 @@ def load(
     align(hf)
     hf.train()
     return Model(hf.to(device), base, head, missing | heads)
+
+
+def skeleton(base: Base, head: Head, config: Any = None) -> Model:
+    """The same Model without a single weight (on the meta device), in milliseconds: to count and to plan with.
+
+    config: a transformers configuration instead of the folder's.
+    """
+    import transformers
+
+    with torch.device("meta"):
+        hf = getattr(transformers, _auto(base, head)).from_config(config or _configured(base, head, base.folder))
+    names = b"".join(_header(file) for file in sorted(base.folder.glob("*.safetensors")))
+    pooler = {name for name, _ in hf.named_parameters() if b"pooler" not in names and _pooler(name, head)}
+    heads = frozenset[str]() if head.kind in ("language", "none") else _head_names(hf)
+    return Model(hf, base, head, heads | pooler)
+
+
+def _header(file: Path) -> bytes:
+    """The names, shapes and places of a safetensors file's tensors, as JSON."""
+    with file.open("rb") as stream:
+        return stream.read(int.from_bytes(stream.read(8), "little"))
+
+
+def _configured(base: Base, head: Head, folder: Path) -> Any:
+    """The transformers configuration in a folder, with the head that is asked for."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        config = transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+    except Exception as problem:
+        raise _unloadable(problem, folder) from None
+    if head.kind not in ("language", "none"):
+        config.num_labels = head.size
+        if head.kind != "number":
+            config.id2label = dict(enumerate(head.labels))
+            config.label2id = {name: i for i, name in enumerate(head.labels)}
+        config.problem_type = {
+            "classes": "single_label_classification",
+            "multi": "multi_label_classification",
+            "number": "regression",
+        }[head.kind]
+    return config
 
 
 def _head_names(hf: Any) -> frozenset[str]:
