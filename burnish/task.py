@@ -85,8 +85,12 @@ class Train:
     schedule: typing.Literal["linear", "cosine", "constant"] = setting("cosine", "how the rate falls after warm-up")
     warmup: float = setting(0.05, "share of the steps (below 1) or number of steps over which the rate rises", 0)
     floor: float = setting(0.1, "the last step's rate as a share of the peak (linear and cosine)", 0, 1)
-    optimizer: typing.Literal["adamw", "adam", "sgd"] = setting("adamw", "adamw, adam (L2 in the gradient) or sgd")
-    betas: list[float] = setting([0.9, 0.999], "decay of the two moment averages (adam, adamw); sgd: first is momentum")
+    optimizer: typing.Literal["adamw", "adamw-8bit", "adafactor", "adam", "sgd"] = setting(
+        "adamw", "adamw; with less memory adamw-8bit or adafactor; adam (L2 in the gradient); sgd"
+    )
+    betas: list[float] = setting(
+        [0.9, 0.999], "decay of the two moment averages; sgd: the first is momentum; adafactor has neither"
+    )
     weight_decay: float = setting(0.01, "L2; decoupled in adamw; never on biases and norms", 0)
     l1: float = setting(0.0, "L1 penalty per weight, on the same weights", 0)
     dropout: float | None = setting(
@@ -97,7 +101,9 @@ class Train:
     save_every: int = setting(0, "steps between checkpoints; 0: at every validation", 0)
     patience: int = setting(8, "validations without improvement before stopping; 0: never stop early", 0)
     micro_tokens: int = setting(8192, "tokens run at once; changes memory, never the update", 1)
-    precision: typing.Literal["fp32", "bf16"] = setting("fp32", "arithmetic of the forward pass; weights stay fp32")
+    precision: typing.Literal["auto", "fp32", "bf16"] = setting(
+        "auto", "arithmetic of the model; auto: bf16 where the machine has it; updates are summed in fp32 always"
+    )
     seed: int = setting(0, "initial adapter and head, order of rows, dropout, masking", 0)
 
 

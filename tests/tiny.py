@@ -271,8 +271,6 @@ def run(
         made = load.load(made.base, HEADS[head], dropout=0.0)
         defaults = {item.name: item.default for item in kinds.settings("adapters", adapter)}
         kinds.load("adapters", adapter).attach(made, defaults, dropout, 3)
-    if settings.precision == "bf16":
-        made.precision = torch.bfloat16
     noise = corruption(method, kind, tmp_path_factory, **(own or {}))
     pad = tokenizer(kind, tmp_path_factory).id("pad") or 0
     batches, held = (
@@ -297,6 +295,7 @@ def run(
         held if validation else None,
         into,
         {"run": "t"},
+        torch.bfloat16 if settings.precision == "bf16" else torch.float32,
     )
 
 

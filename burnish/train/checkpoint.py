@@ -18,8 +18,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,8 @@ class Checkpoint:
         Raises CheckpointError when the group is not there or its bytes changed since `newest` looked.
         """
         file = f"{name}.safetensors"
+        if shards := sorted(other for other in self.files if other.startswith(f"{name}/")):
+            return _joined(_verified(self.path / shard, self.files[shard]) for shard in shards)
         if file not in self.files:
             raise CheckpointError(f"The checkpoint holds no {name}", str(self.path), _start_over(self.path.parent))
         loaded: dict[str, torch.Tensor] = safetensors.torch.load(_verified(self.path / file, self.files[file]))
@@ -90,11 +92,14 @@ def save(
     state: Mapping[str, Any],
     identity: Mapping[str, Any],
     keep: int = 2,
+    shards: Callable[[Path], Mapping[str, Mapping[str, Any]]] | None = None,
 ) -> Path:
     """Write `folder/000200/` durably, read it back, then remove all but the newest `keep`; returns its path.
 
     tensors: one file per group (weights, optimizer, best ...); views, shared storage and any device are fine.
     state: plain JSON (counters, schedule, best so far).  identity: what must be equal for a run to go on from here.
+    shards: writes and syncs all tensors instead, below the folder it is given, as several processes do it (a folder per
+    group, see distributed.py); returns each file's `entry`.
     Saving a step that is there and verifies changes nothing.
     Raises TrainError (the disk is full or failing) or CheckpointError (the disk gives back other bytes than it was
     given); in both cases the older checkpoints are intact and a second try can succeed.
@@ -108,7 +113,7 @@ def save(
         if not target.exists():
             if shutil.disk_usage(folder).free < needed:
                 raise OSError(errno.ENOSPC, "said before a byte is written")
-            _write_checkpoint(target, step, tensors, state, identity)
+            _write_checkpoint(target, step, tensors, state, identity, shards)
         store.sync_folder(folder)
         if problems := _damage(target):
             _quarantine(target)
@@ -135,15 +140,14 @@ def newest(folder: Path, identity: Mapping[str, Any] | None = None) -> Checkpoin
         if problems := _damage(path):
             broken[path] = problems
             continue
-        manifest = _manifest(path)
+        found = read(path)
         if identity is not None:
-            _refuse_another_run(path, manifest["identity"], json.loads(json.dumps(identity)))
-        state = json.loads(_verified(path / STATE, manifest["files"][STATE]))
+            _refuse_another_run(path, _manifest(path)["identity"], json.loads(json.dumps(identity)))
         with store.disk_errors(folder):
             for damaged in broken:
                 _quarantine(damaged)
         told = tuple(problem for problems in broken.values() for problem in problems)
-        return Checkpoint(path, manifest["step"], state, manifest["files"], told)
+        return replace(found, quarantined=told)
     if broken:
         told = tuple(problem for problems in broken.values() for problem in problems)
         raise CheckpointError(
@@ -152,6 +156,30 @@ def newest(folder: Path, identity: Mapping[str, Any] | None = None) -> Checkpoin
             f"put an intact copy back, or {_start_over(folder)}",
         )
     return None
+
+
+def identity_of(folder: Path) -> Mapping[str, Any]:
+    """What the newest checkpoint says of the run that saved it, before its tensors are looked at; {} when none does."""
+    for path in reversed(_steps(folder)):
+        try:
+            identity: Mapping[str, Any] = _manifest(path)["identity"]
+        except (OSError, ValueError):
+            continue
+        return identity
+    return {}
+
+
+def read(path: Path) -> Checkpoint:
+    """A checkpoint that `newest` has found good, in this process or another; its tensors are verified when asked for."""
+    manifest = _manifest(path)
+    state = json.loads(_verified(path / STATE, manifest["files"][STATE]))
+    return Checkpoint(path, manifest["step"], state, manifest["files"])
+
+
+def entry(file: Path) -> dict[str, Any]:
+    """Size and SHA-256 of a file that was just written, as a manifest holds them."""
+    with file.open("rb") as stream:
+        return {"size": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
 
 
 def _start_over(folder: Path) -> str:
@@ -180,22 +208,25 @@ def _write_checkpoint(
     tensors: Mapping[str, Mapping[str, torch.Tensor]],
     state: Mapping[str, Any],
     identity: Mapping[str, Any],
+    shards: Callable[[Path], Mapping[str, Mapping[str, Any]]] | None,
 ) -> None:
     """Stage every file beside `target`, the manifest last, and rename; nothing is left behind on failure."""
     staged = target.with_name(f".tmp-{target.name}-{os.getpid()}")
     shutil.rmtree(staged, ignore_errors=True)
     try:
         staged.mkdir()
-        files = {f"{name}.safetensors": _safetensors(group) for name, group in tensors.items()}
+        told = shards(staged) if shards else {}
+        files = {f"{name}.safetensors": _safetensors(group) for name, group in tensors.items() if not (shards and group)}
         files[STATE] = iter([json.dumps(state, indent=1).encode()])
         manifest = {
             "format": FORMAT,
             "step": step,
             "identity": identity,
-            "files": {name: _write(staged / name, pieces) for name, pieces in files.items()},
+            "files": {name: _write(staged / name, pieces) for name, pieces in files.items()} | told,
         }
         _write(staged / MANIFEST, [_sealed(manifest)])
-        store.sync_folder(staged)
+        for folder in (*(path for path in staged.iterdir() if path.is_dir()), staged):
+            store.sync_folder(folder)
         staged.rename(target)
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
@@ -223,6 +254,23 @@ def _safetensors(group: Mapping[str, torch.Tensor]) -> Iterator[Any]:
     yield len(text).to_bytes(8, "little") + text
     for name in names:
         yield group[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def _joined(files: Iterable[bytes]) -> dict[str, torch.Tensor]:
+    """The tensors of safetensors files that each hold a part of them, as PyTorch's DCP writes them."""
+    parts: dict[str, list[tuple[list[int], torch.Tensor]]] = {}
+    for data in files:
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        places = json.loads(header["__metadata__"]["DCP_SHARDING_INFO"])
+        for name, value in safetensors.torch.load(data).items():
+            parts.setdefault(name, []).append((places[name]["saved_offsets"], value))
+    whole = {}
+    for name, own in parts.items():
+        sizes = [max(at[i] + value.shape[i] for at, value in own) for i in range(own[0][1].ndim)]
+        whole[name] = torch.empty(sizes, dtype=own[0][1].dtype)
+        for at, value in own:
+            whole[name][tuple(slice(a, a + n) for a, n in zip(at, value.shape, strict=True))] = value
+    return whole
 
 
 def _write(path: Path, pieces: Iterable[Any]) -> dict[str, Any]:
@@ -287,7 +335,8 @@ def _damage(path: Path) -> list[Problem]:
         if f"{manifest['step']:06d}" != path.name:
             found[MANIFEST] = f"it is of step {manifest['step']}"
         found |= {name: _fault(path / name, entry) for name, entry in manifest["files"].items()}
-        found |= {e.name: "it does not belong here" for e in path.glob("*.safetensors") if e.name not in found}
+        names = [str(other.relative_to(path)) for other in path.rglob("*.safetensors")]
+        found |= {name: "it does not belong here" for name in names if name not in found}
     except FileNotFoundError:
         found[MANIFEST] = "it is missing"
     except (OSError, ValueError) as problem:

@@ -9,107 +9,66 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 import psutil
 import torch
-from torch import Tensor
 
 from burnish import store
 from burnish.errors import TrainError
 from burnish.models.model import Model
 from burnish.records import Event
-from burnish.task import Train
-from burnish.tokens.batch import Batch, Batches
-from burnish.train import checkpoint, optim
-from burnish.train.plan import Plan
-
-
-@dataclass
-class Progress:
-    """All that a run remembers besides tensors; it is the state.json of a checkpoint.
-
-    best: lowest validation loss so far, seen at best_step.  stale: validations since.  seconds: over all sittings.
-    """
-
-    step: int = 0
-    best: float | None = None
-    best_step: int = 0
-    stale: int = 0
-    seconds: float = 0.0
-    tokens: int = 0
-    done: str = ""
-
-
-@dataclass
-class Run:
-    """What `fit` works with.  identity: what a checkpoint must agree on to be continued."""
-
-    model: Model
-    method: ModuleType
-    method_settings: Any
-    settings: Train
-    plan: Plan
-    batches: Batches
-    validation: Batches | None
-    folder: Path
-    identity: dict[str, Any]
-    progress: Progress = field(default_factory=Progress)
-    best: dict[str, Tensor] = field(default_factory=dict)
+from burnish.tokens.batch import Batch
+from burnish.train import checkpoint, memory, optim
+from burnish.train.optim import Masters
+from burnish.train.run import Progress, Run
 
 
 def fit(run: Run) -> Iterator[Event]:
     """Train to the plan's end, to early stopping, or until a stop is asked for; then the model holds the best weights.
 
-    A killed run goes on from its newest checkpoint that verifies and ends with bit-identical weights.
-    Raises TrainError when a loss or gradient is not finite, before it can reach a weight.
+    A killed run goes on from its newest checkpoint that verifies and ends with bit-identical weights.  Trained weights
+    are in float32 when it ends.
+    Raises TrainError when a loss or gradient is not finite, before it can reach a weight, or when memory does not hold
+    one row.
     """
-    model, settings, plan = run.model, run.settings, run.plan
-    parameters = model.trainable()
-    optimizer = optim.build(parameters, settings)
-    yield from _resume(run, optimizer)
-    began = time.monotonic() - run.progress.seconds
+    model, settings, plan, ranks = run.model, run.settings, run.plan, run.ranks
+    masters = Masters(model.hf, model.trainable(), run.precision)
+    optimizer = optim.build(masters.values, settings)
+    yield from _resume(run, masters, optimizer)
     state = run.progress
+    began = time.monotonic() - state.seconds
     model.train()
     for step in range(state.step + 1, plan.steps + 1):
         if state.done:
             break
         clock = time.monotonic()
-        torch.manual_seed(
-            (settings.seed * 1_000_003 + step) % 2**63
-        )  # dropout is a function of the step: nothing to restore
-        micro = run.batches.step(step)
-        total = sum(run.method.weight(batch) for batch in micro)
-        loss = torch.zeros((), dtype=torch.float64)
-        for batch in micro:
-            batch = batch.to(model.device)
-            part = run.method.loss(model(batch), batch, run.method_settings) / total
-            part.backward()
-            loss += part.detach().double().cpu()
+        micro, loss = yield from memory.within(partial(_gradient, run, masters, step), run.smaller)
         if settings.l1:
-            optim.add_l1(parameters, settings.l1)
-        norm = torch.nn.utils.clip_grad_norm_(parameters.values(), settings.clip or math.inf)
-        if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
-            raise _not_finite(run, step, micro, loss.item())
+            optim.add_l1(masters.values, settings.l1)
+        norm = ranks.whole(torch.nn.utils.clip_grad_norm_(masters.values.values(), settings.clip or math.inf)).item()
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise _not_finite(step, micro, loss)
         rate = optim.rate(step, plan.steps, settings, plan.peak)
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        tokens = sum(int((batch.document > 0).sum()) for batch in micro)
+        masters.round()
+        masters.clear()
+        counts = ranks.sum(sum(int((batch.document > 0).sum()) for batch in micro), store.stop_requested())
+        tokens, stopping = int(counts[0]), counts[1] > 0
         state.step, state.tokens, state.seconds = step, state.tokens + tokens, time.monotonic() - began
         yield Event(
             "step",
             step,
             state.seconds,
             {
-                "loss": loss.item(),
+                "loss": loss,
                 "learning_rate": rate,
-                "grad_norm": norm.item(),
+                "grad_norm": norm,
                 "tokens": tokens,
                 "tokens_per_second": tokens / max(time.monotonic() - clock, 1e-9),
                 "memory": psutil.Process().memory_info().rss,
@@ -119,90 +78,127 @@ def fit(run: Run) -> Iterator[Event]:
         )
         last = step == plan.steps
         if run.validation is not None and (last or step % plan.evaluate_every == 0):
-            yield _validated(run, began, parameters)
+            value = yield from memory.within(partial(_validation_loss, run), run.smaller)
+            yield _judged(run, masters, value, began)
         if last:
             state.done = "all steps done"
         elif settings.patience and state.stale >= settings.patience:
             state.done = f"no improvement in {state.stale} validations"
-        stopping = store.stop_requested()
         if state.done or stopping or step % plan.save_every == 0:
-            yield _saved(run, optimizer, began)
+            yield _saved(run, masters, optimizer, began)
         if stopping and not state.done:
             yield Event("stopped", step, state.seconds, {"reason": "a stop was asked for; saved"})
             return
     if run.best:
-        with torch.no_grad():
-            for name, value in parameters.items():
-                value.copy_(run.best[name])
+        masters.put(run.best)
+    masters.release()
     kept = state.best_step or state.step
     yield Event(
         "finished", state.step, state.seconds, {"reason": state.done, "best_step": kept, "tokens": state.tokens}
     )
 
 
-def validation_loss(model: Model, method: ModuleType, settings: Any, batches: Iterator[Batch]) -> float:
-    """Sum of losses over sum of weights, in float64: the same whatever the batch size or order."""
-    was = model.training
-    model.eval()
-    total, weight = 0.0, 0.0
-    with torch.no_grad():
-        for batch in batches:
-            batch = batch.to(model.device)
-            total += float(method.loss(model(batch), batch, settings).double())
-            weight += method.weight(batch)
-    model.train(was)
+def _gradient(run: Run, masters: Masters, step: int) -> tuple[list[Batch], float]:
+    """Put a step's gradient into the masters; returns its micro-batches and its loss per unit of weight, in float64."""
+    masters.clear()
+    noise = run.settings.seed * 1_000_003 + step + run.ranks.rank * 1_000_000_007
+    torch.manual_seed(noise % 2**63)  # dropout follows from it: nothing to restore
+    micro = run.batches.step(step)
+    (total,) = run.ranks.sum(sum(run.method.weight(batch) for batch in micro))
+    loss = run.ranks.together(partial(_backward, run, micro, total))
+    run.ranks.reduce(masters.values)
+    return micro, run.ranks.sum(loss)[0]
+
+
+def _backward(run: Run, micro: Sequence[Batch], total: float) -> float:
+    """Add up this rank's gradients; returns its part of the step's loss."""
+    loss = torch.zeros((), dtype=torch.float64)
+    for number, batch in enumerate(run.watched(run.ranks.passes(micro, run.batches))):
+        batch = batch.to(run.model.device)
+        part = run.method.loss(run.model(batch), batch, run.method_settings) / total
+        if number >= len(micro):  # only to keep other ranks company
+            part = part * 0.0
+        part.backward()
+        loss += part.detach().double().cpu()
+    return loss.item()
+
+
+def _validation_loss(run: Run) -> float:
+    assert run.validation is not None
+    own = list(run.validation.once())
+    batches = run.watched(run.ranks.passes(own, run.validation))
+    sums = run.ranks.together(partial(_sums, run.model, run.method, run.method_settings, batches, len(own)))
+    total, weight = run.ranks.sum(*sums)
     return total / max(weight, 1e-12)
 
 
-def _validated(run: Run, began: float, parameters: dict[str, Any]) -> Event:
-    assert run.validation is not None
+def validation_loss(model: Model, method: ModuleType, settings: Any, batches: Iterable[Batch]) -> float:
+    """Sum of losses over sum of weights, in float64: the same whatever the batch size or order."""
+    total, weight = _sums(model, method, settings, batches)
+    return total / max(weight, 1e-12)
+
+
+def _sums(
+    model: Model, method: ModuleType, settings: Any, batches: Iterable[Batch], counted: float = math.inf
+) -> tuple[float, float]:
+    """The sums of losses and of weights over the first `counted` batches; the others are run for nothing."""
+    was = model.training
+    total, weight = 0.0, 0.0
+    try:
+        model.eval()
+        with torch.no_grad():
+            for number, batch in enumerate(batches):
+                batch = batch.to(model.device)
+                value = float(method.loss(model(batch), batch, settings).double())
+                if number < counted:
+                    total, weight = total + value, weight + method.weight(batch)
+    finally:
+        model.train(was)
+    return total, weight
+
+
+def _judged(run: Run, masters: Masters, value: float, began: float) -> Event:
     state = run.progress
-    value = validation_loss(run.model, run.method, run.method_settings, run.validation.once())
     better = math.isfinite(value) and (state.best is None or value < state.best)
     if better:
         state.best, state.best_step, state.stale = value, state.step, 0
-        run.best = {name: item.detach().clone() for name, item in parameters.items()}
+        run.best = masters.copies()
     else:
         state.stale += 1
     state.seconds = time.monotonic() - began
     return Event("validated", state.step, state.seconds, {"valid_loss": value, "best": better})
 
 
-def _saved(run: Run, optimizer: torch.optim.Optimizer, began: float) -> Event:
+def _saved(run: Run, masters: Masters, optimizer: torch.optim.Optimizer, began: float) -> Event:
     state = run.progress
-    parameters = run.model.trainable()
     tensors = {
-        "weights": {name: value.detach() for name, value in parameters.items()},
-        "optimizer": optim.state_tensors(optimizer, parameters),
+        "weights": {name: value.detach() for name, value in masters.values.items()},
+        "optimizer": optim.state_tensors(optimizer, masters.values),
         "best": run.best if state.best_step != state.step else {},
     }
-    path = checkpoint.save(run.folder, state.step, tensors, dict(vars(state)), run.identity)
+    path = run.ranks.save(run.folder, state.step, tensors, dict(vars(state)), run.identity)
     state.seconds = time.monotonic() - began
     return Event("saved", state.step, state.seconds, {"path": str(path)})
 
 
-def _resume(run: Run, optimizer: torch.optim.Optimizer) -> Iterator[Event]:
+def _resume(run: Run, masters: Masters, optimizer: torch.optim.Optimizer) -> Iterator[Event]:
     """Put the newest trusted checkpoint back, if there is one, and say what was found."""
-    found = checkpoint.newest(run.folder, run.identity)
-    if found is None:
-        return
-    run.progress = Progress(**found.state)
-    parameters = run.model.trainable()
-    weights = found.tensors("weights")
-    with torch.no_grad():
-        for name, value in parameters.items():
-            value.copy_(weights[name])
-    optim.restore(optimizer, parameters, found.tensors("optimizer"))
-    run.best = found.tensors("best") or {name: value.detach().clone() for name, value in parameters.items()}
-    if not run.progress.best_step:
-        run.best = {}
-    seconds = run.progress.seconds
-    yield Event("resumed", found.step, seconds, {"path": str(found.path)})
-    for problem in found.quarantined:
-        yield Event("warned", found.step, seconds, {"text": f"{problem.what} ({problem.where}); {problem.do}"})
+    found = run.ranks.newest(run.folder, run.identity)
+    if found is not None:
+        run.progress = Progress(**found.state)
+        weights, moments, best = (run.ranks.tensors(found, name, masters.values) for name in GROUPS)
+        masters.put(weights)
+        optim.restore(optimizer, masters.values, moments)
+        if run.progress.best_step:
+            run.best = best or masters.copies()
+        seconds = run.progress.seconds
+        yield Event("resumed", found.step, seconds, {"path": str(found.path)})
+        for problem in found.quarantined:
+            yield Event("warned", found.step, seconds, {"text": f"{problem.what} ({problem.where}); {problem.do}"})
+    run.lean()
 
 
-def _not_finite(run: Run, step: int, micro: Sequence[Batch], loss: float) -> TrainError:
+def _not_finite(step: int, micro: Sequence[Batch], loss: float) -> TrainError:
     rows = [where for batch in micro for where in batch.where]
     shown = ", ".join(rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
     kind = "loss" if not math.isfinite(loss) else "gradient"

@@ -12,14 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from burnish import artifact as artifacts
 from burnish import kinds, store
 from burnish.artifact import Artifact
 from burnish.data.prepare import examples
 from burnish.data.validate import BadRows
-from burnish.errors import DataError
+from burnish.errors import DataError, TrainError
 from burnish.models import base as models
 from burnish.models import load
 from burnish.models.base import Base
@@ -30,8 +28,9 @@ from burnish.tokens.batch import Batches
 from burnish.tokens.contract import Contract
 from burnish.tokens.encode import Count, Encoding, Tokens, encode_all
 from burnish.tokens.tokenizer import Tokenizer
-from burnish.train import loop
+from burnish.train import checkpoint, loop, memory, optim
 from burnish.train.plan import plan
+from burnish.train.run import Run
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,18 @@ def tune(job: Job) -> Iterator[Event]:
     A killed or stopped run goes on where its last checkpoint stands.  Raises DataError when rows cannot be encoded
     under the task's rules, TrainError when training fails.
     """
+    try:
+        yield from _tune(job)
+    except Exception as problem:
+        if not memory.ran_out(problem):
+            raise
+        what, do = "Out of memory for weights, gradients and optimizer", "the last checkpoint is intact"
+        raise TrainError(
+            what, job.rung, f"take a smaller base, the rung lora, or train.optimizer adafactor; {do}"
+        ) from None
+
+
+def _tune(job: Job) -> Iterator[Event]:
     settings = job.task.train
     tokenizer = Tokenizer.load(job.base.folder)
     encoding = job.contract.encoding(tokenizer, job.base.kind)
@@ -71,8 +82,8 @@ def tune(job: Job) -> Iterator[Event]:
         seed=settings.seed,
     )
     adapter.attach(model, job.task.rung_settings.get(job.rung, {}), settings.dropout or 0.0, settings.seed)
-    if settings.precision == "bf16":
-        model.precision = torch.bfloat16
+    begun = checkpoint.identity_of(job.folder / "checkpoints")  # auto on another machine goes on as it began
+    precision = begun.get("precision") or optim.precision(settings.precision, model.device)
     planned = plan(settings, len(train.tokens), job.base.width, adapter.RATE)
     corrupt = method.corruption(job.base.kind, tokenizer, own) if hasattr(method, "corruption") else None
     pad = tokenizer.id("pad") or 0
@@ -80,7 +91,7 @@ def tune(job: Job) -> Iterator[Event]:
         Batches(part.tokens, settings.batch_size, settings.micro_tokens, settings.seed, pad, corrupt)
         for part in (train, held)
     )
-    run = loop.Run(
+    run = Run(
         model,
         method,
         own,
@@ -89,7 +100,8 @@ def tune(job: Job) -> Iterator[Event]:
         batches,
         validation if held.tokens else None,
         job.folder / "checkpoints",
-        dict(job.identity),
+        {**job.identity, "precision": precision},
+        optim.DTYPES[precision],
     )
     trained = load.count(model.trainable().values())
     started = {
@@ -100,17 +112,24 @@ def tune(job: Job) -> Iterator[Event]:
         "rows": train.count.rows,
         "dropped": len(train.dropped) + len(held.dropped),
         "tokens": train.count.to_json(),
+        "precision": precision,
         **planned.to_json(),
     }
     log = job.folder / "events.jsonl"
     yield Event("started", 0, 0.0, started)
     if not held.tokens:
         yield Event("warned", 0, 0.0, {"text": "no validation rows: no early stopping, and the last weights are kept"})
-    for event in loop.fit(run):
-        _write(log, event)
-        yield event
-        if event.kind == "stopped":
-            return
+    first = True
+    with memory.guarded():
+        for event in loop.fit(run):
+            if first:
+                _begin(log, event)
+            first = False
+            with store.disk_errors(log), log.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(event.to_json()) + "\n")
+            yield event
+            if event.kind == "stopped":
+                return
     facts = {
         "seconds": round(run.progress.seconds, 2),
         "steps": run.progress.step,
@@ -166,13 +185,9 @@ def _encoded(job: Job, encoding: Encoding) -> dict[str, Encoded]:
     return told
 
 
-def _write(path: Path, event: Event) -> None:
-    """Append one event; after a kill, what followed the checkpoint that a run goes on from is cut off."""
-    if event.kind == "resumed" and path.exists():
-        kept = [row for row in store.read_jsonl(path) if row["step"] <= event.step]
-        store.write_jsonl(path, kept)
-    elif event.step == 1 and event.kind == "step":
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
-    with store.disk_errors(path), path.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(event.to_json()) + "\n")
+def _begin(log: Path, first: Event) -> None:
+    """Ready the file of events: after a kill, what followed the checkpoint that a run goes on from is cut off."""
+    kept = []
+    if first.kind == "resumed" and log.exists():
+        kept = [row for row in store.read_jsonl(log) if row["step"] <= first.step]
+    store.write_jsonl(log, kept)

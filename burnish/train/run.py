@@ -1,0 +1,103 @@
+"""What a training run is made of, what it remembers, and what it gives up when memory runs out.
+
+In: a model, a method, batches and a Plan.  Out: the Run that the loop works with; its Progress is saved with every
+checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from burnish.errors import TrainError
+from burnish.models.model import Model
+from burnish.records import Event
+from burnish.task import Train
+from burnish.tokens.batch import Batch, Batches
+from burnish.train.distributed import Ranks
+from burnish.train.plan import Plan
+
+
+@dataclass
+class Progress:
+    """All that a run remembers besides tensors; it is the state.json of a checkpoint.
+
+    best: lowest validation loss so far, seen at best_step.  stale: validations since.  seconds: over all sittings.
+    micro_tokens, recompute: what was given up when memory ran out (0, False: nothing).
+    """
+
+    step: int = 0
+    best: float | None = None
+    best_step: int = 0
+    stale: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+    done: str = ""
+    micro_tokens: int = 0
+    recompute: bool = False
+
+
+@dataclass
+class Run:
+    """What `fit` works with.
+
+    identity: what a checkpoint must agree on to be continued.  precision: the model's arithmetic.
+    recompute: activations are made again in the backward pass instead of kept.  ranks: the processes that share it.
+    """
+
+    model: Model
+    method: ModuleType
+    method_settings: Any
+    settings: Train
+    plan: Plan
+    batches: Batches
+    validation: Batches | None
+    folder: Path
+    identity: dict[str, Any]
+    precision: torch.dtype = torch.float32
+    recompute: bool = False
+    progress: Progress = field(default_factory=Progress)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    ranks: Ranks = field(default_factory=Ranks)
+    at_work: Batch | None = None
+
+    def watched(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The same batches; the one in hand is known when memory runs out."""
+        for self._at_work in batches:
+            yield self._at_work
+
+    def smaller(self) -> Event:
+        """Halve the tokens run at once, down to one row, then keep no activations; raises TrainError after that."""
+        state, batch = self.progress, self._at_work
+        if batch is not None and batch.rows > 1:
+            size = batch.ids.numel() + (0 if batch.source is None else batch.source.numel())
+            state.micro_tokens = max(min(size, self.batches.micro_tokens) // 2, 1)
+            told = f"{state.micro_tokens:,} tokens at once from here on"
+        elif not self.recompute and self.model.hf.supports_gradient_checkpointing:
+            state.recompute = True
+            told = "activations are made again in the backward pass from here on, not kept (slower)"
+        else:
+            raise TrainError(
+                "Out of memory, although one row is run at a time",
+                f"row {batch.where[0] if batch else 'unknown'}",
+                "lower data.max_length, take the rung lora, a smaller base or train.optimizer adafactor, or free "
+                "memory; the last checkpoint is intact",
+            )
+        self.lean()
+        return Event("warned", state.step, state.seconds, {"text": f"Out of memory: {told}; the update is the same"})
+
+    def lean(self) -> None:
+        """Run the model with what is at once in memory as the progress says."""
+        size = self.progress.micro_tokens
+        if size:
+            self.batches = replace(self.batches, micro_tokens=size)
+            self.validation = self.validation and replace(self.validation, micro_tokens=size)
+        self.recompute = self.recompute or self.progress.recompute
+        if self.recompute:
+            self.model.hf.gradient_checkpointing_enable({"use_reentrant": False})
