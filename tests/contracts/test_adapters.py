@@ -118,7 +118,7 @@ OTHER = {("lora", "targets"): ["q_proj"]}
 @pytest.mark.parametrize(("adapter", "name"), OWN)
 def test_every_setting_changes_something(adapter, name, tmp_path_factory):
     item = next(item for item in kinds.settings("adapters", adapter) if item.name == name)
-    other = OTHER.get((adapter, name), item.default * 2 if not isinstance(item.default, list) else None)
+    other = not item.default if item.type == "bool" else OTHER.get((adapter, name)) or item.default * 2
     told = []
     for own in ({}, {name: other}):
         model = stirred(tiny.model("llama", "language", tmp_path_factory, adapter, **own))

@@ -12,7 +12,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from burnish.adapters import lora
+from burnish.adapters import _lora, lora
 from burnish.models import base, load
 from burnish.models.base import Base, Head
 from burnish.models.model import Model
@@ -64,9 +64,13 @@ def logits(hf, told):
         return hf(**told).logits
 
 
+VARIANTS = [{}, {"use_rslora": True}, {"use_dora": True}]
+
+
+@pytest.mark.parametrize("settings", VARIANTS)
 @pytest.mark.parametrize(("kind", "head"), CASES)
-def test_our_folder_loads_in_peft(kind, head, tmp_path_factory, tmp_path):
-    model = own(kind, head, tmp_path_factory)
+def test_our_folder_loads_in_peft(kind, head, settings, tmp_path_factory, tmp_path):
+    model = own(kind, head, tmp_path_factory, **settings)
     lora.save(model, tmp_path, str(model.base.folder))
     theirs = peft.PeftModel.from_pretrained(plain(kind, head, tmp_path_factory), str(tmp_path)).eval()
     told = asked(kind, head, tmp_path_factory)
@@ -99,6 +103,8 @@ def loaded(kind, head, made, folder):
 SETTINGS = [
     {},
     {"use_rslora": True},
+    {"use_dora": True},
+    {"use_dora": True, "use_rslora": True, "kinds": ["gpt2"]},
     {"target_modules": r".*\.(q_proj|fc1)", "kinds": ["bart"]},
     {"target_modules": ["q_proj", "v_proj"], "kinds": ["llama"]},
     {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"q_proj": 3}, "kinds": ["llama"]},
@@ -126,10 +132,10 @@ def test_a_folder_of_peft_loads_in_ours(kind, head, settings, tmp_path_factory, 
 
 @pytest.mark.parametrize(
     "settings",
-    [{"use_dora": True}, {"bias": "all"}, {"target_modules": ["wte", "c_attn"]}, {"init_lora_weights": "pissa"}],
+    [{"bias": "all"}, {"target_modules": ["wte", "c_attn"]}, {"init_lora_weights": "pissa"}],
 )
 def test_what_ours_cannot_do_is_refused(settings, tmp_path_factory, tmp_path):
-    """DoRA, trained biases, embeddings: never half loaded."""
+    """Trained biases, embeddings, a changed base: never half loaded."""
     trained_by_peft("gpt2", "language", tmp_path_factory, tmp_path, **settings)
     with pytest.raises(ValueError, match=r"plain LoRA|do not fit"):
         loaded("gpt2", "language", tmp_path_factory, tmp_path)
@@ -157,17 +163,18 @@ def test_the_files_are_those_of_peft(kind, head, tmp_path_factory, tmp_path):
         assert wanted[key] == getattr(peft.LoraConfig(), key), key
 
 
+@pytest.mark.parametrize("settings", VARIANTS)
 @pytest.mark.parametrize(("kind", "head"), [(kind, "language") for kind in tiny.KINDS] + [("bert", "classes")])
-def test_gradients_equal_pefts(kind, head, tmp_path_factory, tmp_path):
-    """On copied weights: 1e-6 of the gradient's length."""
-    model = own(kind, head, tmp_path_factory)
+def test_gradients_equal_pefts(kind, head, settings, tmp_path_factory, tmp_path):
+    """On copied weights in float64 (norms stay float32): 1e-6 of the gradient's length."""
+    model = own(kind, head, tmp_path_factory, **settings)
     lora.save(model, tmp_path, str(model.base.folder))
     theirs = peft.PeftModel.from_pretrained(
         plain(kind, head, tmp_path_factory), str(tmp_path), is_trainable=True
     ).eval()
     told = asked(kind, head, tmp_path_factory)
     found = []
-    for hf in (model.hf, theirs):
+    for hf in (model.hf.double(), theirs.double()):
         hf(**told).logits.log_softmax(-1)[..., 0].sum().backward()
         named = {name: value.grad for name, value in hf.named_parameters() if value.grad is not None}
         found.append({plain_name(name): value for name, value in named.items()})
@@ -184,7 +191,7 @@ def plain_name(name):
 
 def test_pefts_own_scale(tmp_path_factory):
     """alpha / rank: 2.0 for alpha 16, rank 8."""
-    layer = next(iter(lora.layers(tiny.model("llama", "language", tmp_path_factory, "lora")).values()))
+    layer = next(iter(_lora.layers(tiny.model("llama", "language", tmp_path_factory, "lora")).values()))
     assert layer.scale == 2.0
     assert layer.lora_A.abs().max() <= 1 / 32**0.5
     assert layer.lora_A.detach().std() == pytest.approx(1 / 96**0.5, rel=0.15)
@@ -236,7 +243,7 @@ def test_published_parameter_counts(config, rank, targets, head, count):
     """PEFT's documentation; Hu et al. 2021, tables 2 and 4; OPT-6.7B as PEFT prints it."""
     model = meta(config, head)
     whole = load.count(model.hf.parameters())
-    names = lora._chosen(model, targets)
+    names = _lora.chosen(model, targets)
     trained = 0
     for name in names:
         layer = model.hf.get_submodule(name)
