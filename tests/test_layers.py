@@ -27,7 +27,7 @@ KINDS = ("methods", "adapters", "data/shapes", "metrics", "prompting", "export")
 LIGHT = ("errors", "kinds", "records", "task", "store", "data", "metrics")
 HEAVY = {"torch", "transformers", "scipy", "pandas", "sklearn"}
 UNSAFE_MODULES = ("pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")
-KEYS = 60  # of task.yaml: a new one comes with one taken away, or with a decision note
+KEYS = 60  # of task.yaml's own sections: a new one comes with one taken away, or with a decision note
 
 FILES = [path for path in sorted(ROOT.rglob("*.py")) if path != ROOT / "__init__.py"]  # the package loads verbs lazily
 
@@ -130,4 +130,5 @@ def test_models_may_still_be_put_in_evaluation_mode() -> None:
 
 
 def test_the_task_file_stays_small() -> None:
-    assert len(list(task.keys())) <= KEYS
+    """A method's or rung's own keys come and go with its file."""
+    assert sum(section in (*task.SECTIONS, "") for section, _ in task.keys()) <= KEYS
