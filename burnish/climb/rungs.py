@@ -108,6 +108,8 @@ def make_prompted(ladder: Ladder, rung: str, again: bool, say: Say, model: Calla
             ladder.task.rung_settings.get(rung, {}),
             ladder.task.data.seed,
             tell,
+            ladder.task.folder,
+            folder,
         )
         chosen = module.choose(world)
         seconds = round(time.monotonic() - clock, 2)
@@ -124,7 +126,7 @@ def _forget(folder: Path) -> None:
 
     for name in ("checkpoints", "artifact", "predictions"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("result.json", "events.jsonl"):
+    for name in ("result.json", "events.jsonl", "search.jsonl"):
         (folder / name).unlink(missing_ok=True)
 
 

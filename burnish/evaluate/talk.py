@@ -48,8 +48,10 @@ class Chat:
 
     def _answer(self) -> Iterator[str]:
         ready, row = self.ready, Example("conversation", Where("typed"), tuple(self.turns))
-        if self.artifact.rung == "few-shot":
-            row = kinds.load("prompting", "few-shot").shown(ready, self.artifact.recipe, row)
+        told = self.artifact
+        module = kinds.load("prompting", told.rung) if told.rung in kinds.names("prompting") else None
+        if module is not None and hasattr(module, "shown"):
+            row = module.shown(ready, told.recipe, told.tensors, row)
         prompt = ready.prompt_ids(row, min(ready.most, ready.encoding.max_length // 2))
         if ready.model.base.kind == "encoder-decoder":
             made = engine.generate(ready.model, [prompt], ready.stops, ready.most, ready.budget, pad=ready.pad)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -17,7 +18,10 @@ from burnish.records import Example
 
 @dataclass(frozen=True)
 class World:
-    """train, validation: the rows.  metric: the goal's.  answerer: the frozen base.  tell: progress in words."""
+    """train, validation: the rows.  metric: the goal's.  answerer: the frozen base.  tell: progress in words.
+
+    root: where relative file names of settings start.  home: the rung's folder, for traces (None: none are kept).
+    """
 
     answerer: Answerer
     train: Sequence[Example]
@@ -26,6 +30,8 @@ class World:
     settings: Mapping[str, Any]
     seed: int = 0
     tell: Callable[[str], None] = lambda text: None
+    root: str = "."
+    home: Path | None = None
 
 
 @dataclass(frozen=True)

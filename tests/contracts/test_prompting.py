@@ -4,6 +4,7 @@ import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import asking
 import pytest
@@ -53,7 +54,7 @@ def world(rung, kind, name, tmp_path_factory, seed=0, train=10, settings=None, *
     ready = asking.answerer(kind, tmp_path_factory, goal, shape, most=4, **{**keys, **own})
     told = {item.name: item.default for item in kinds.settings("prompting", rung)}
     if rung == "few-shot":
-        told |= {"shots": [1, 2], "orders": 1, "rows": 3}
+        told |= {"shots": [1, 2], "orders": 1, "choose": ["balanced", "nearest"], "formats": ["turns"], "budget": 30}
     return World(ready, rows(train, seed=1), rows(4, seed=2), metric, told | (settings or {}), seed), rows(4, seed=3)
 
 
@@ -137,14 +138,30 @@ class TestEveryFit:
         assert told[1].problem in ("", "no number in the answer")
 
 
+OTHER = {  # another value of every setting, with others that it needs
+    "few-shot": {
+        "shots": [3],
+        "choose": ["nearest"],
+        "formats": ["text"],
+        "words": {"bad": "awful"},
+        "orders": 2,
+        "order": {"order": "entropy", "orders": 4, "shots": [3], "choose": ["balanced"], "budget": 200},
+        "calibrate": "always",
+        "encoder": "base",
+        "budget": 300,
+    }
+}
+
+
 @pytest.mark.parametrize("rung", [rung for rung in RUNGS if kinds.settings("prompting", rung)])
 def test_every_setting_changes_something(rung, tmp_path_factory):
     """Each key in turn: another value, another choice or another search."""
-    other = {"few-shot": {"shots": [3], "choose": ["nearest"], "orders": 2, "rows": 2}}[rung]
+    other: dict[str, Any] = OTHER[rung]
     assert other.keys() == {item.name for item in kinds.settings("prompting", rung)}
     usual = chosen(rung, world(rung, "llama", "classes", tmp_path_factory)[0])
     for key, value in other.items():
-        made = chosen(rung, world(rung, "llama", "classes", tmp_path_factory, settings={key: value})[0])
+        own = value if isinstance(value, dict) and key in value else {key: value}
+        made = chosen(rung, world(rung, "llama", "classes", tmp_path_factory, settings=own)[0])
         assert (made.recipe, made.shown) != (usual.recipe, usual.shown), key
 
 

@@ -7,13 +7,15 @@ from typing import Any
 import asking
 import pytest
 
+from burnish import store
 from burnish.errors import TaskError
 from burnish.generate.answer import Answerer
 from burnish.prompting import few_shot
 from burnish.prompting._world import World
 from burnish.records import Example, Message, Prediction, Where
 
-SETTINGS = {"shots": [2, 4, 8], "choose": ["random", "nearest"], "orders": 2, "rows": 40}
+SETTINGS = {"shots": [2, 4, 8], "choose": ["balanced", "nearest"], "orders": 2, "formats": ["turns"]}
+SETTINGS |= {"calibrate": "never", "budget": 100_000}
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,8 @@ def rows(texts, label):
     return [Example("labelled", Where("rows.csv", i + 2), text=text, label=label(text)) for i, text in enumerate(texts)]
 
 
-def search(ready, train, validation, metric="accuracy", **own):
-    return few_shot.choose(World(ready, train, validation, metric, SETTINGS | own))
+def search(ready, train, validation, metric="accuracy", home=None, **own):
+    return few_shot.choose(World(ready, train, validation, metric, SETTINGS | own, home=home))
 
 
 def mood(text):
@@ -75,7 +77,7 @@ class TestSearch:
         """A stand-in that gets it right from four demonstrations on; eight are no better and dearer."""
         ready = stand(tmp_path_factory, lambda shown, text: mood(text) if len(shown) >= 4 else "bad")
         train, held = rows(topics(60, 0), mood), rows(topics(30, 1), mood)
-        made = search(ready, train, held, choose=["random"])
+        made = search(ready, train, held, choose=["balanced"])
         assert made.recipe["shots"] == made.shown["shots"] == 4
         assert made.shown["validation_best"] == 1.0
         assert len(made.recipe["demonstrations"]) == 4
@@ -92,14 +94,16 @@ class TestSearch:
         assert {row["label"] for row in made.recipe["demonstrations"]} == {"bad", "fair", "good"}
         assert made.shown["validation_best"] == 1.0
 
-    def test_the_spread_of_all_candidates_is_told_in_the_metrics_own_sign(self, tmp_path_factory):
+    def test_the_spread_of_all_candidates_is_told_in_the_metrics_own_sign(self, tmp_path, tmp_path_factory):
         ready = stand(tmp_path_factory, lambda shown, text: float(len(shown)), "regress")
         train, held = rows(topics(30, 0), lambda _: 4.0), rows(topics(10, 1), lambda _: 4.0)
-        made = search(ready, train, held, "rmse")
+        made = search(ready, train, held, "rmse", tmp_path)
         assert made.recipe["shots"] == 4
         assert (made.shown["validation_best"], made.shown["validation_worst"]) == (0.0, 4.0)
-        assert sorted(item[0] for item in made.recipe["search"]) == [0.0] * 3 + [2.0] * 3 + [4.0] * 3
-        assert made.shown["tried"] == 9
+        trace = list(store.read_jsonl(tmp_path / "search.jsonl"))
+        first = [line["scores"]["plain"] for line in trace if line["stage"] == "demonstrations"]
+        assert sorted(first) == [0.0] * 3 + [2.0] * 3 + [4.0] * 3
+        assert made.shown["tried"] == len(trace)
 
     def test_a_file_sorted_by_class_is_tried_on_all_classes(self, tmp_path_factory):
         """A stand-in that always says good with few demonstrations, and is right with many."""
@@ -120,7 +124,7 @@ class TestSearch:
         assert asked
         assert not any(text in shown for text, shown in asked)
 
-    @pytest.mark.parametrize("own", [{"choose": ["neerest"]}, {"choose": ["random", "best"]}, {"shots": []}])
+    @pytest.mark.parametrize("own", [{"choose": []}, {"formats": []}, {"shots": []}])
     def test_a_search_among_nothing_is_refused(self, own, tmp_path_factory):
         ready = stand(tmp_path_factory, lambda shown, text: "bad")
         with pytest.raises(TaskError, match="nothing to try"):
@@ -137,9 +141,8 @@ class TestSearch:
 
 class TestPrompt:
     def ask(self, ready, row, train, **recipe):
-        recipe = {"choose": "random", "shots": 2, "demonstrations": [item.to_json() for item in train[:2]]} | recipe
-        index = few_shot.Bm25([few_shot._question(item) for item in train]) if recipe["choose"] == "nearest" else None
-        return few_shot.ask_with(ready, recipe, train, index, row)
+        told = {"choose": "balanced", "shots": 2, "demonstrations": [item.to_json() for item in train[:2]]}
+        return few_shot.shown(ready, told | {"pool": [item.to_json() for item in train]} | recipe, {}, row)
 
     def text(self, ready, row):
         return ready.tokenizer.decode(ready.prompt_ids(row, ready.room))
@@ -182,7 +185,7 @@ class TestPrompt:
         said = self.ask(ready, row, train, choose="nearest", shots=1).messages
         assert [turn.content for turn in said[:-1]] == ["c d", "dew", "c"]
 
-    @pytest.mark.parametrize("way", ["random", "nearest"])
+    @pytest.mark.parametrize("way", ["balanced", "nearest"])
     @pytest.mark.parametrize("goal", ["classify", "regress"])
     def test_what_does_not_fit_is_a_demonstration_and_never_the_question(self, way, goal, tmp_path_factory):
         """Context of 96 letters: the first, or the least alike, goes first, and as many stay as fit."""
