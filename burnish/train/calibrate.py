@@ -1,0 +1,142 @@
+"""How fast and how large this machine is, measured in about two seconds and remembered.
+
+In: the shapes of a model's matrices.  Out: a Machine.  Rates are kept in BURNISH_HOME/cache by processor, threads and
+library versions, so that a second plan measures nothing; what is free is asked anew each time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from burnish import store
+from burnish.train import memory
+from burnish.train.estimate import Machine, Shape
+
+ROWS = 512  # tokens of a measured product
+WIDEST = 4096  # of a measured matrix: larger ones are as fast
+BUDGET = 2.0  # seconds for all products
+SMALL = 1 << 20  # numbers of an element-wise operation: as many as a layer's activations
+
+
+def machine(shape: Shape, element: int, device: torch.device) -> Machine:
+    """This machine as it is now, with measured rates for a model's matrix products.
+
+    element: 2 multiplies in bfloat16, 4 in float32.
+    """
+    wanted = {(min(item.inputs, WIDEST), min(item.outputs, WIDEST)): 0 for item in shape.linears}
+    rates = _rates(list(wanted), torch.bfloat16 if element == 2 else torch.float32, device)
+    process, home = psutil.Process(), store.home()
+    resident = process.memory_info().rss
+    while not home.exists():
+        home = home.parent
+    return Machine(
+        float(resident + memory.free()),
+        float(resident),
+        float(shutil.disk_usage(home).free),
+        {size: tuple(rates[_key(*size)]) for size in wanted if _key(*size) in rates},
+        **{name: rates[name] for name in ("stream", "call", "write", "read")},
+        elapsed=time.time() - process.create_time(),
+        gpu=float(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else 0.0,
+    )
+
+
+def _rates(sizes: list[tuple[int, int]], dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """Rates from the cache, with what it lacks measured now."""
+    told = (torch.__version__, platform.machine(), platform.processor(), os.cpu_count(), torch.get_num_threads())
+    name = hashlib.sha256(f"{told} {dtype} {_device(device)}".encode()).hexdigest()[:12]
+    path = store.home() / "cache" / f"machine-{name}.json"
+    try:
+        rates: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        rates = {}
+    missing = [size for size in sizes if _key(*size) not in rates]
+    if not missing and "stream" in rates:
+        return rates
+    if "stream" not in rates:
+        rates |= {"stream": _stream(dtype, device), "call": _call(device), **_disk(path.parent)}
+    began = time.monotonic()
+    for size in missing:
+        if time.monotonic() - began < BUDGET:
+            rates[_key(*size)] = _product(*size, dtype, device)
+    store.write_json(path, rates)
+    return rates
+
+
+def _key(inputs: int, outputs: int) -> str:
+    return f"{inputs}x{outputs}"
+
+
+def _device(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def _median(work: Callable[[], object], device: torch.device, times: int = 5) -> float:
+    """Median seconds of a piece of work that has been done once before."""
+    work()
+    told = []
+    for _ in range(times):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        clock = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        told.append(time.perf_counter() - clock)
+    return max(statistics.median(told), 1e-9)
+
+
+def _product(inputs: int, outputs: int, dtype: torch.dtype, device: torch.device) -> list[float]:
+    """Floating-point operations a second of x Wᵀ, of its gradient by x, and by W."""
+    x, weight, gradient = (
+        torch.randn(size, device=device).to(dtype) for size in ((ROWS, inputs), (outputs, inputs), (ROWS, outputs))
+    )
+    works: Iterable[Callable[[], object]] = (
+        lambda: torch.nn.functional.linear(x, weight),
+        lambda: gradient @ weight,
+        lambda: gradient.t() @ x,
+    )
+    return [2.0 * ROWS * inputs * outputs / _median(work, device, 3) for work in works]
+
+
+def _stream(dtype: torch.dtype, device: torch.device) -> float:
+    """Bytes a second that an element-wise operation reads and writes, its result allocated anew as in a model."""
+    values = torch.randn(SMALL, device=device).to(dtype)
+    return 2.0 * values.numel() * values.element_size() / _median(lambda: values * 2, device, 15)
+
+
+def _call(device: torch.device) -> float:
+    """Seconds of an operation on almost nothing, with its part of a backward pass."""
+    start = torch.ones(8, device=device, requires_grad=True)
+
+    def work() -> None:
+        value = start
+        for _ in range(50):
+            value = value * 1.0
+        value.sum().backward()
+
+    return _median(work, device) / 50
+
+
+def _disk(folder: Path) -> dict[str, float]:
+    """Bytes a second written durably, and read."""
+    data, path = os.urandom(1 << 23), folder / ".calibrate"
+    clock = time.perf_counter()
+    store.write_bytes(path, data)
+    wrote = time.perf_counter() - clock
+    clock = time.perf_counter()
+    hashlib.sha256(path.read_bytes()).digest()  # what is read is checked
+    read = time.perf_counter() - clock
+    path.unlink()
+    return {"write": len(data) / wrote, "read": len(data) / read}

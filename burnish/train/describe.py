@@ -1,0 +1,260 @@
+"""A model and its rows as numbers that `estimate.py` can calculate with.
+
+In: a Model (its skeleton on the meta device will do) and encoded rows.  Out: a Shape and Rows; no weight is looked at.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from burnish import kinds
+from burnish.models import load
+from burnish.models.base import Base, Head
+from burnish.models.model import Model
+from burnish.task import Task
+from burnish.tokens.batch import Batches
+from burnish.tokens.encode import Tokens
+from burnish.train import optim
+from burnish.train.estimate import At, Linear, Rows, Shape, Side, Work
+from burnish.train.plan import Plan
+
+NOWHERE = 1 << 30  # no block
+EXACT = 20_000  # rows whose noise is drawn to count its tokens; of more, so many stand for all
+HEADS = ("num_attention_heads", "n_head", "num_heads", "encoder_attention_heads")
+CROSS = re.compile(r"EncDecAttention|encoder_attn|crossattention|cross_attn")
+
+
+def skeleton(base: Base, head: Head, rung: str, task: Task, config: Any = None) -> Model:
+    """The model of a rung without a weight: counted as the run will count it, in milliseconds.
+
+    What quantisation would do to weights cannot be done without any, so a quantised rung is told apart in `shape`.
+    """
+    with torch.device("meta"):
+        model = load.skeleton(base, head, config)
+        adapter = kinds.load("adapters", rung)
+        adapter.attach(model, task.rung_settings.get(rung, {}), task.train.dropout or 0.0, task.train.seed)
+    return model
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A linear layer: its name, the block it stands in (-1: none), whose tokens pass that block, and what it does.
+
+    masked: it keeps its input once more, hidden in part (the dropout of an adapter).
+    """
+
+    name: str
+    block: int
+    side: At
+    item: Linear
+    masked: bool
+
+
+def shape(model: Model, quantised: bool = False) -> Shape:
+    """What a model costs, read from its modules.  quantised: frozen matrices inside blocks lie in 4 bits.
+
+    Every number that passes between two layers is what one of them gives or takes: their widths are summed over each
+    block, and what a block leaves for the backward pass is taken to be proportional to it (Fit.kept).
+    """
+    hf, found = model.hf, _linears(model)
+    times = _times(model, found)
+    reached = {side: _first(model, side) for side in ("ids", "source")}
+    if reached["source"] != NOWHERE:  # whatever an encoder learns reaches it through the whole decoder
+        reached["ids"] = 0
+    counted: Counter[Linear] = Counter()
+    for layer in found:
+        backward = layer.block < 0 or layer.block >= reached[layer.side]
+        small = quantised and layer.block >= 0 and not layer.item.trained
+        counted[replace(layer.item, backward=backward, quantised=small)] += times if layer.block >= 0 else 1
+    linears = tuple(replace(item, count=count) for item, count in counted.items())
+    return Shape(
+        load.count(hf.parameters()),
+        load.count(model.trainable().values()),
+        sum(item.count * item.inputs * item.outputs for item in linears if item.quantised) // times,
+        sum(file.stat().st_size for file in model.base.folder.glob("*.safetensors")),
+        linears,
+        _side("ids", model, found, reached["ids"], times),
+        _side("source", model, found, reached["source"], times),
+        sum(not list(module.children()) for module in hf.modules()) * times,
+    )
+
+
+def _side(side: At, model: Model, found: Sequence[_Found], reached: int, times: int) -> Side:
+    """The blocks of one side, as widths that pass between their layers; layers that read the same count it once."""
+    widths: dict[int, float] = {}
+    kept: dict[int, float] = {}
+    inputs: dict[int, float] = {}
+    read: set[tuple[str, int]] = set()
+    for layer in found:
+        item = layer.item
+        if layer.side != side or item.at != side or layer.block < 0:
+            continue
+        source = (layer.name.rpartition(".")[0], item.inputs)
+        wide = item.outputs + (0 if source in read else item.inputs)
+        read.add(source)
+        inputs.setdefault(layer.block, float(item.inputs))
+        widths[layer.block] = widths.get(layer.block, 0.0) + wide
+        if layer.block >= reached:
+            low = item.rank + layer.masked * item.inputs
+            kept[layer.block] = kept.get(layer.block, 0.0) + wide + low
+    heads, wide = _heads(model, side)
+    return Side(
+        times * sum(kept.values()),
+        max(kept.values(), default=0.0),
+        times * sum(inputs[block] for block in kept),
+        times * sum(widths.values()),
+        times * len(widths) * heads,
+        times * len(widths) * wide,
+    )
+
+
+def _linears(model: Model) -> list[_Found]:
+    """Every matrix product of a model; an adapted layer counts once, with its rank."""
+    hf = model.hf
+    ends = hf.get_output_embeddings() if model.head.kind == "language" else None
+    told: list[_Found] = []
+    adapted: set[nn.Module] = set()
+    for name, module in hf.named_modules():
+        plain = getattr(module, "base_layer", module)
+        size = _size(plain)
+        if size is None or module in adapted:
+            continue
+        adapted.add(plain)
+        numbered = re.search(r"\.(\d+)\.", f"{name}.")
+        block = int(numbered[1]) if numbered else -1
+        side: At = _side_of(model, name)
+        at = side
+        if module is ends:
+            at, block = "supervised", -1
+        elif block < 0 and model.head.kind != "language":
+            at = "rows"
+        elif CROSS.search(name) and name.rpartition(".")[2] in ("k", "v", "k_proj", "v_proj", "key", "value"):
+            at = "source"
+        rank = getattr(module, "lora_A", None)
+        trained = any(value.requires_grad for value in plain.parameters())
+        masked = isinstance(getattr(module, "dropout", None), float) and module.dropout > 0  # type: ignore[operator]
+        item = Linear(*size, 1, at, trained, 0 if rank is None else len(rank))
+        told.append(_Found(name, block, side, item, masked))
+    return told
+
+
+def _side_of(model: Model, name: str) -> At:
+    words = name.split(".")
+    encodes = model.base.kind == "encoder-decoder" and "encoder" in words and "decoder" not in words
+    return "source" if encodes else "ids"
+
+
+def _size(module: nn.Module) -> tuple[int, int] | None:
+    """(inputs, outputs) of a linear layer of any kind; None of another module."""
+    if type(module).__name__ == "Conv1D":
+        return int(module.weight.shape[0]), int(module.weight.shape[1])  # type: ignore[union-attr, arg-type]
+    if hasattr(module, "in_features") and hasattr(module, "out_features"):
+        return int(module.in_features), int(module.out_features)  # type: ignore[arg-type]
+    return None
+
+
+def _first(model: Model, side: str) -> int:
+    """The first block of a side that backward reaches: that of its lowest trained weight; embeddings come before."""
+    first = NOWHERE
+    head = _output(model)
+    for name, value in model.trainable().items():
+        numbered = re.search(r"\.(\d+)\.", name)
+        if _side_of(model, name) == side and (numbered or not (name in model.fresh or value is head)):
+            first = min(first, int(numbered[1]) if numbered else 0)
+    return first
+
+
+def _output(model: Model) -> Any:
+    """The weight of a language head that is nothing else; a tied one is the embedding's too."""
+    end = model.hf.get_output_embeddings() if model.head.kind == "language" else None
+    start = model.hf.get_input_embeddings()
+    return None if end is None or end.weight is getattr(start, "weight", None) else end.weight
+
+
+def _times(model: Model, found: Sequence[_Found]) -> int:
+    """How often each block is gone through: ALBERT has one for all its layers."""
+    blocks = len({layer.block for layer in found if layer.block >= 0 and layer.side == "ids"})
+    config = model.hf.config
+    layers = config.num_hidden_layers if getattr(config, "num_hidden_groups", 0) else blocks
+    return max(int(layers) // blocks, 1) if blocks else 1
+
+
+def _heads(model: Model, side: str) -> tuple[int, int]:
+    """Attention heads of a block and their summed width."""
+    config = model.hf.config
+    config = getattr(config, "text_config", config)
+    names = ("decoder_attention_heads", *HEADS) if side == "ids" else HEADS
+    heads = next((int(value) for name in names if (value := getattr(config, name, None))), 1)
+    wide = getattr(config, "head_dim", None) or getattr(config, "d_kv", None) or model.base.width // heads
+    return heads, heads * int(wide)
+
+
+def rows(tokens: Sequence[Tokens], label: bool = False) -> Rows:
+    """The lengths of encoded rows; a label is read once a row and not at a position."""
+
+    def each(counts: Any) -> np.ndarray:
+        return np.fromiter(counts, np.int64, len(tokens))
+
+    return Rows(
+        each(len(row.ids) for row in tokens),
+        each(0 if row.source is None else len(row.source) for row in tokens),
+        each(0 if label else int((row.weights > 0).sum()) for row in tokens),
+    )
+
+
+def work(
+    model: Model, task: Task, planned: Plan, train: Batches, validation: Batches, splits: bool, quantised: bool = False
+) -> Work:
+    """A run as far as cost goes, its tokens counted from the very rows that each step will draw."""
+    settings, label = task.train, model.head.kind != "language"
+    tokens, exact = drawn(train, planned.steps)
+    return Work(
+        shape(model, quantised),
+        rows(_noised(train), label),
+        rows(_noised(validation), label),
+        settings.batch_size,
+        planned.steps,
+        len(range(planned.evaluate_every, planned.steps, planned.evaluate_every)) + 1 if validation.rows else 0,
+        len(range(planned.save_every, planned.steps, planned.save_every)) + 1,
+        tokens,
+        exact,
+        settings.micro_tokens,
+        4 if optim.precision(settings.precision, torch.device("cpu")) == "fp32" else 2,
+        settings.optimizer,
+        splits=splits,
+        recomputes=bool(model.hf.supports_gradient_checkpointing),
+    )
+
+
+def _noised(batches: Batches) -> list[Tokens]:
+    """The rows as the model may read them; of very many, some."""
+    if batches.corrupt is None:
+        return list(batches.rows)
+    return [batches.corrupt(row, np.random.default_rng(i)) for i, row in enumerate(batches.rows[:EXACT])]
+
+
+def drawn(batches: Batches, steps: int) -> tuple[int, bool]:
+    """Tokens that the steps will read (of an encoder-decoder, write), and whether that is exact.
+
+    Hidden spans change a row's length at every draw: those of very many draws are told from the first ones.
+    """
+    if (
+        batches.corrupt is not None
+        and batches.rows
+        and batches.corrupt(batches.rows[0], np.random.default_rng(0)).source is not None
+    ):
+        tried = min(steps, max(EXACT // batches.batch_size, 1))
+        told = sum(int((batch.document > 0).sum()) for step in range(1, tried + 1) for batch in batches.step(step))
+        return round(told * steps / tried), tried == steps
+    sizes = np.fromiter((len(row.ids) for row in batches.rows), np.int64, len(batches.rows))
+    whole, rest = divmod(steps, batches.per_epoch)
+    last = [i for step in range(steps - rest + 1, steps + 1) for _, i in batches.drawn(step)]
+    return int(whole * sizes.sum() + sizes[last].sum()), True
