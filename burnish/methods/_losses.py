@@ -5,6 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from burnish.models.fused import linear_cross_entropy
+from burnish.models.model import Outputs
+
+
+def of_words(outputs: Outputs, smoothing: float = 0.0) -> Tensor:
+    """The sum of cross-entropies over the supervised positions of a language head, straight from what it reads."""
+    assert outputs.targets is not None
+    assert outputs.weights is not None
+    if outputs.hidden is None or outputs.head is None:
+        return cross_entropy(outputs.logits, outputs.targets, outputs.weights, smoothing)
+    head = outputs.head
+    return linear_cross_entropy(outputs.hidden, head.weight, head.bias, outputs.targets, outputs.weights, smoothing)
+
 
 def cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor, smoothing: float = 0.0) -> Tensor:
     """Sum over positions of weight times minus log-likelihood in nats.

@@ -28,7 +28,7 @@ class Settings:
 
 def weight(batch: Batch) -> float:
     """How many rows a batch holds."""
-    return float(len(batch.ids))
+    return float(batch.rows)
 
 
 def loss(outputs: Outputs, batch: Batch, settings: Settings) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from burnish.errors import TokenError
 from burnish.kinds import setting
-from burnish.methods._losses import cross_entropy
+from burnish.methods._losses import of_words
 from burnish.models.model import Outputs
 from burnish.tokens.batch import Batch
 from burnish.tokens.encode import Tokens
@@ -41,7 +41,7 @@ def weight(batch: Batch) -> float:
 
 def loss(outputs: Outputs, batch: Batch, settings: Settings) -> Tensor:
     """Sum of minus log-likelihoods of the next, hidden or spanned tokens, in nats."""
-    return cross_entropy(outputs.logits, outputs.targets, outputs.weights)
+    return of_words(outputs)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from burnish.kinds import setting
-from burnish.methods._losses import cross_entropy
+from burnish.methods._losses import of_words
 from burnish.models.model import Outputs
 from burnish.tokens.batch import Batch
 
@@ -32,4 +32,4 @@ def weight(batch: Batch) -> float:
 
 def loss(outputs: Outputs, batch: Batch, settings: Settings) -> Tensor:
     """Sum of weighted minus log-likelihoods of the answer tokens, in nats."""
-    return cross_entropy(outputs.logits, outputs.targets, outputs.weights, settings.label_smoothing)
+    return of_words(outputs, settings.label_smoothing)

@@ -1,31 +1,62 @@
-"""The one wrapper that every method and rung calls: a transformers model, asked only where an answer is wanted."""
+"""The one wrapper that every method and rung calls: a transformers model, asked only where an answer is wanted.
+
+In: a Batch, packed or padded.  Out: Outputs, which hold the features behind the supervised positions and not the
+(T, V) logits; a loss that needs no logits never has them.
+"""
 
 from __future__ import annotations
 
 import inspect as signatures
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from burnish.models import attention
+from burnish.models.attention import Layout, Seat, Spans
 from burnish.models.base import Base, Head
-from burnish.tokens.batch import Batch
+from burnish.tokens.batch import Batch, join
+from burnish.tokens.encode import Tokens
+
+LAYERS = {"full_attention", "sliding_attention"}  # what packed attention knows of a config's layer_types
+LOCAL = ("attention_chunk_size", "attention_types", "attention_window", "local_attention")  # short probes do not see it
+FIRST, OTHER, SECOND = (5, 9, 6, 8), (7, 6, 9, 5), (8, 5, 9)  # ids to prove packing with
 
 
-@dataclass(frozen=True)
 class Outputs:
     """What a forward pass gives a method.
 
-    logits: (N, V) at the N supervised positions for language, (B, C) for heads.
+    hidden, head: (N, H) what the language head would read at the N supervised positions, and the head; both None where
+    only the logits are known.  logits: (N, V), or (B, C) of a head; made when first asked for.
     targets, weights: (N,) what should have been predicted, and how much it counts (language only).
     row: (N,) which row of the batch each position is of (language only).
     """
 
-    logits: Tensor
-    targets: Tensor | None = None
-    weights: Tensor | None = None
-    row: Tensor | None = None
+    def __init__(
+        self,
+        logits: Tensor | None = None,
+        targets: Tensor | None = None,
+        weights: Tensor | None = None,
+        row: Tensor | None = None,
+        hidden: Tensor | None = None,
+        head: nn.Linear | None = None,
+    ) -> None:
+        self.targets, self.weights, self.row = targets, weights, row
+        self.hidden, self.head = hidden, head
+        self._logits = logits
+
+    @property
+    def logits(self) -> Tensor:
+        if self._logits is None:
+            assert self.hidden is not None
+            assert self.head is not None
+            self._logits = head_of(self.head, self.hidden).float()
+        return self._logits
 
 
 class Model(nn.Module):
@@ -41,24 +72,51 @@ class Model(nn.Module):
         self.base = base
         self.head = head
         self.fresh = fresh
-        self.precision: torch.dtype | None = None
+        self.seat = Seat()
         accepted = signatures.signature(hf.forward).parameters
         self.takes_positions = "position_ids" in accepted
         self.takes_keep = "logits_to_keep" in accepted
         self.takes_segments = "token_type_ids" in accepted and base.kind == "encoder"
+        try:
+            attention.install(hf, self.seat)
+        except ValueError:  # an architecture with attention of its own: its rows are padded
+            self.packs = False
 
     @property
     def device(self) -> torch.device:
         return next(self.hf.parameters()).device
 
     def forward(self, batch: Batch) -> Outputs:
-        """Logits at the supervised positions (language) or of the head."""
-        with torch.autocast(
-            self.device.type, dtype=self.precision or torch.bfloat16, enabled=self.precision is not None
-        ):
+        """What the model says at the supervised positions (language), or its head of each row."""
+        with self._seated(batch):
             if self.head.kind != "language":
                 return Outputs(self._pooled(batch).float())
             return self._language(batch)
+
+    def train(self, mode: bool = True) -> Model:
+        self.seat.layout = None
+        return super().train(mode)
+
+    @contextmanager
+    def _seated(self, batch: Batch) -> Iterator[None]:
+        """Tell the attention how a pack is laid out; gradients keep it for the backward pass."""
+        seat = self.seat
+        seat.layout = _layout(batch) if batch.ends else None
+        if seat.layout is None:
+            yield
+            return
+        seat.positions = batch.positions[0]
+        seat.source_positions = None
+        if batch.source_document is not None:
+            ends = torch.tensor(batch.source_ends, device=batch.ids.device)
+            seat.source_positions = torch.arange(len(batch.source_document[0]), device=ends.device)
+            seat.source_positions = seat.source_positions - ends[batch.source_document[0] - 1]
+        try:
+            with attention.unmasked():
+                yield
+        finally:
+            if not torch.is_grad_enabled():
+                seat.layout = None
 
     def _language(self, batch: Batch) -> Outputs:
         if self.base.kind == "decoder":
@@ -66,21 +124,28 @@ class Model(nn.Module):
         else:
             target, weight = (batch.ids if batch.targets is None else batch.targets), batch.weights
         row, place = torch.nonzero(weight, as_tuple=True)  # (N,) each
-        logits = self.logits(batch, place) if len(place) else torch.zeros(0, self.base.vocabulary, device=self.device)
-        if len(place):
-            asked = torch.unique(place)
-            logits = logits[row, torch.searchsorted(asked, place)]
-        return Outputs(logits.float(), target[row, place], weight[row, place], row)
+        told = target[row, place], weight[row, place], (batch.document[0, place] - 1 if batch.ends else row)
+        if not len(place):
+            return Outputs(torch.zeros(0, self.base.vocabulary, device=self.device), *told)
+        asked = torch.unique(place)
+        at = row, torch.searchsorted(asked, place)
+        if self.lays_bare:
+            with _bare(self.hf.get_output_embeddings()) as head:
+                return Outputs(None, *told, self._asked(batch, asked)[at], head)
+        return Outputs(self._asked(batch, asked)[at].float(), *told)
 
     def logits(self, batch: Batch, places: Tensor) -> Tensor:
         """(B, K, V) logits at the K sorted distinct values of `places`."""
-        asked = torch.unique(places)
+        with self._seated(batch):
+            return self._asked(batch, torch.unique(places))
+
+    def _asked(self, batch: Batch, asked: Tensor) -> Tensor:
         if self.base.kind == "encoder-decoder":
-            start = self.start_id
-            shifted = torch.cat([torch.full_like(batch.ids[:, :1], start), batch.ids[:, :-1]], dim=1)
+            shifted = torch.cat([batch.ids[:, :1], batch.ids[:, :-1]], dim=1)
+            shifted[:, list(batch.ends[:-1]) or [0]] = self.start_id
             out = self.hf(
                 input_ids=batch.source,
-                attention_mask=batch.source_document,
+                attention_mask=None if batch.ends else batch.source_document,
                 decoder_input_ids=shifted,
                 use_cache=False,
             )
@@ -88,22 +153,34 @@ class Model(nn.Module):
         inputs: dict[str, Any] = {"input_ids": batch.ids}
         if batch.padded:
             inputs["attention_mask"] = (batch.document > 0).long()
+        inputs |= self._positions(batch)
         if self.base.kind == "decoder":
             inputs["use_cache"] = False
-            if self.takes_positions:
-                inputs["position_ids"] = batch.positions
             if self.takes_keep:
                 return self.hf(**inputs, logits_to_keep=asked).logits
         return self.hf(**inputs).logits[:, asked]
 
+    def _positions(self, batch: Batch) -> dict[str, Tensor]:
+        """Positions for those that take them; encoders count padded rows themselves, some from their padding id on."""
+        if not self.takes_positions or (self.base.kind != "decoder" and not batch.ends):
+            return {}
+        start = self.base.config.get("pad_token_id", 1) + 1 if self.base.config["model_type"] in OFFSET else 0
+        return {"position_ids": batch.positions + start}
+
     def _pooled(self, batch: Batch) -> Tensor:
         """(B, C): a decoder is read at its last real token, the others as transformers pools them."""
-        mask = (batch.document > 0).long()
         if self.base.kind != "decoder":
+            if batch.ends:
+                with _first(self.hf.base_model, batch.ends):
+                    return self.hf(input_ids=batch.ids, **self._positions(batch), **self._segments(batch)).logits
+            mask = (batch.document > 0).long()
             return self.hf(input_ids=batch.ids, attention_mask=mask, **self._segments(batch)).logits
-        hidden = self.features(batch)
-        last = torch.where(batch.document > 0, torch.arange(mask.shape[1], device=mask.device), -1).amax(1)
-        return self.hf.score(hidden[torch.arange(len(last), device=mask.device), last])
+        hidden = self._features(batch)
+        if batch.ends:
+            return self.hf.score(hidden[0, [end - 1 for end in batch.ends[1:]]])
+        steps = torch.arange(batch.ids.shape[1], device=hidden.device)
+        last = torch.where(batch.document > 0, steps, -1).amax(1)
+        return self.hf.score(hidden[torch.arange(len(last), device=hidden.device), last])
 
     def _segments(self, batch: Batch) -> dict[str, Tensor]:
         """The ids that tell two texts apart, for encoders that learned them."""
@@ -111,16 +188,88 @@ class Model(nn.Module):
 
     def features(self, batch: Batch) -> Tensor:
         """(B, T, H) last hidden states of a decoder or encoder without its head."""
-        inputs: dict[str, Any] = {"input_ids": batch.ids, "attention_mask": (batch.document > 0).long()}
-        inputs |= self._segments(batch)
+        with self._seated(batch):
+            return self._features(batch)
+
+    def _features(self, batch: Batch) -> Tensor:
+        inputs: dict[str, Any] = {"input_ids": batch.ids} | self._segments(batch)
+        if not batch.ends:
+            inputs["attention_mask"] = (batch.document > 0).long()
         if self.base.kind == "decoder":
             inputs["use_cache"] = False
-            if self.takes_positions:
-                inputs["position_ids"] = batch.positions
         body = self.hf.base_model
         if self.base.kind == "encoder-decoder":
             body = body.get_encoder()
+        else:
+            inputs |= self._positions(batch)
         return body(**inputs).last_hidden_state
+
+    @cached_property
+    def packs(self) -> bool:
+        """Whether packed documents are kept apart, shown on this very model with three short ones.
+
+        A second document must say the same whatever stands before it, to the last bit, and what it says alone.
+        """
+        config = self.base.config
+        if not set(config.get("layer_types") or LAYERS) <= LAYERS or any(config.get(key) for key in LOCAL):
+            return False
+        was = self.training
+        self.eval()
+        try:
+            with torch.no_grad():
+                both, other, alone = (self._probe(rows) for rows in ((FIRST, SECOND), (OTHER, SECOND), (SECOND,)))
+                if self.base.kind == "decoder":
+                    return torch.equal(both[-1], other[-1]) and _near(both[-1], alone[-1])
+                turned = self._probe((SECOND, FIRST))
+                return torch.equal(both[-1], other[-1]) and _near(both[-1], alone[-1]) and _near(turned[0], alone[-1])
+        except Exception:  # whatever an unknown architecture raises: it is not for packs
+            return False
+        finally:
+            self.train(was)
+
+    def _probe(self, rows: Any) -> list[Tensor]:
+        """What the model says of each of some short rows in one pack."""
+        size = self.base.vocabulary or 10
+        made = []
+        for row in rows:
+            ids = np.asarray(row, np.int32) % size
+            source = ids[::-1].copy() if self.base.kind == "encoder-decoder" else None
+            made.append(Tokens(ids, np.ones(len(ids), np.float32), "", "", source))
+        made[0].weights[0] = 0
+        batch = join(made).to(self.device)
+        with self._seated(batch):
+            if self.head.kind in ("classes", "multi", "number"):
+                return list(self._pooled(batch))
+            told = (
+                self._features(batch) if self.head.kind == "none" else self._asked(batch, torch.arange(batch.ends[-1]))
+            )
+            return [told[0, a:b] for a, b in pairwise(batch.ends)]
+
+    @cached_property
+    def lays_bare(self) -> bool:
+        """Whether the logits are the output embedding's and nothing else, shown on this very model.
+
+        Then a loss may work from what that layer reads.  Soft caps, scales and biases added afterwards forbid it.
+        """
+        head = self.hf.get_output_embeddings()
+        if type(head) is not nn.Linear:
+            return False
+        was, layout = self.training, self.seat.layout
+        self.eval()
+        try:
+            ids = torch.tensor([[5, 9, 6]], device=self.device) % (self.base.vocabulary or 10)
+            inputs: dict[str, Any] = {"input_ids": ids}
+            if self.base.kind == "encoder-decoder":
+                inputs["decoder_input_ids"] = ids
+            with torch.no_grad():
+                whole = self.hf(**inputs).logits
+                with _bare(head):
+                    return torch.equal(head_of(head, self.hf(**inputs).logits), whole)
+        except Exception:
+            return False
+        finally:
+            self.train(was)
+            self.seat.layout = layout
 
     @property
     def start_id(self) -> int:
@@ -131,3 +280,55 @@ class Model(nn.Module):
     def trainable(self) -> dict[str, nn.Parameter]:
         """Parameters that training moves, by their file names (shared ones once)."""
         return {name: value for name, value in self.hf.named_parameters() if value.requires_grad}
+
+
+OFFSET = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm", "mpnet", "longformer")
+
+
+def _layout(batch: Batch) -> Layout:
+    own = Spans(batch.ends, batch.ends, batch.ids.device)
+    if not batch.source_ends:
+        return Layout(own)
+    source, device = batch.source_ends, batch.ids.device
+    return Layout(own, Spans(source, source, device), Spans(batch.ends, source, device))
+
+
+def _near(a: Tensor, b: Tensor) -> bool:
+    """Equal but for rounding, which other neighbours in a matrix product may change."""
+    allowed = 1e-4 if a.dtype == torch.float32 else 5e-2
+    return bool((a - b).abs().max() <= allowed * b.abs().max().clamp_min(1e-3))
+
+
+@contextmanager
+def _bare(head: nn.Linear) -> Iterator[nn.Linear]:
+    """Within it the output embedding hands on what it reads."""
+    head.forward = lambda hidden: hidden  # type: ignore[method-assign]
+    try:
+        yield head
+    finally:
+        del head.forward
+
+
+def head_of(head: nn.Linear, hidden: Tensor) -> Tensor:
+    """Logits, as the layer itself makes them."""
+    return nn.functional.linear(hidden, head.weight, head.bias)
+
+
+@contextmanager
+def _first(body: Any, ends: tuple[int, ...]) -> Iterator[None]:
+    """Within it an encoder gives each document of a pack as a row of one token, its first, pooled anew."""
+
+    def narrowed(module: Any, told: Any, out: Any) -> Any:
+        out.last_hidden_state = out.last_hidden_state[0, list(ends[:-1])][:, None]
+        pooler = getattr(module, "pooler", None)
+        if isinstance(pooler, nn.Linear):  # ALBERT
+            out.pooler_output = module.pooler_activation(pooler(out.last_hidden_state[:, 0]))
+        elif pooler is not None:
+            out.pooler_output = pooler(out.last_hidden_state)
+        return out
+
+    hook = body.register_forward_hook(narrowed)
+    try:
+        yield
+    finally:
+        hook.remove()

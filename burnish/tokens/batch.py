@@ -1,11 +1,14 @@
 """Rows become tensors: which rows a step holds is a pure function of (seed, step), and how they are cut is free.
 
 In: Tokens.  Out: for any step, its micro-batches; the same rows whatever was run before, so a resumed run needs no
-memory of the order.  Padding is marked by document 0 and changes nothing.
+memory of the order.  Rows are packed one after the other without padding; for a model that cannot keep packed documents
+apart they are padded, which is marked by document 0 and changes nothing.
 """
 
 from __future__ import annotations
 
+import bisect
+import heapq
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -19,13 +22,14 @@ from burnish.tokens.encode import Tokens
 
 @dataclass(frozen=True)
 class Batch:
-    """B rows of up to T tokens.
+    """B rows of up to T tokens, or one pack (B = 1) of several documents, one after the other.
 
-    ids, positions, document: (B, T) int64; document is 0 at padding, 1.. at real tokens.
+    ids, positions, document: (B, T) int64; document is 0 at padding, 1 at real tokens, 1.. in a pack.
     weights: (B, T) float32, how much each id counts as a target.  targets: (B, T) what to predict where it is not ids.
     segments: (B, T) which of two texts an id belongs to.
     source, source_document: (B, S) for encoder-decoders.  label: (B,) or (B, C).
     where: each row's place in the user's file.  extras: what single methods add.
+    ends, source_ends: of a pack, where its documents end, a running sum that begins with 0; else empty.
     """
 
     ids: Tensor
@@ -40,6 +44,19 @@ class Batch:
     source_document: Tensor | None = None
     label: Tensor | None = None
     extras: dict[str, Tensor] = field(default_factory=dict)
+    ends: tuple[int, ...] = ()
+    source_ends: tuple[int, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """How many rows of the data it holds."""
+        return len(self.where)
+
+    @property
+    def tokens(self) -> int:
+        """How many real tokens are read, padding not counted."""
+        source = 0 if self.source_document is None else int((self.source_document > 0).sum())
+        return int((self.document > 0).sum()) + source
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device."""
@@ -57,23 +74,13 @@ class Batch:
 
 
 def collate(rows: Sequence[Tokens], pad: int, left: bool = False) -> Batch:
-    """One Batch; padding stands right, or left where generation goes on from the last column."""
+    """Rows side by side; padding stands right, or left where generation goes on from the last column."""
     ids, document, positions = _padded([row.ids for row in rows], pad, left)
-    weights = torch.zeros(ids.shape, dtype=torch.float32)
-    weights[document > 0] = torch.from_numpy(np.concatenate([row.weights for row in rows]))
     source = source_document = None
     if rows[0].source is not None:
-        source, source_document, _ = _padded([row.source for row in rows if row.source is not None], pad, left=False)
-    targets = None
-    if rows[0].targets is not None:
-        targets, _, _ = _padded([row.targets for row in rows if row.targets is not None], pad, left)
-    segments = None
-    if rows[0].segments is not None:
-        segments, _, _ = _padded([row.segments for row in rows if row.segments is not None], 0, left)
-    label = None
-    if rows[0].label is not None:
-        label = torch.from_numpy(np.asarray([row.label for row in rows]))
-        label = label.float() if label.is_floating_point() else label.long()
+        source, source_document, _ = _padded(_each(rows, "source"), pad, left=False)
+    weights = torch.zeros(ids.shape, dtype=torch.float32)
+    weights[document > 0] = torch.from_numpy(np.concatenate(_each(rows, "weights")))
     return Batch(
         ids,
         weights,
@@ -81,12 +88,56 @@ def collate(rows: Sequence[Tokens], pad: int, left: bool = False) -> Batch:
         document,
         tuple(row.where for row in rows),
         tuple(row.example for row in rows),
-        targets=targets,
-        segments=segments,
+        targets=None if rows[0].targets is None else _padded(_each(rows, "targets"), pad, left)[0],
+        segments=None if rows[0].segments is None else _padded(_each(rows, "segments"), 0, left)[0],
         source=source,
         source_document=source_document,
-        label=label,
+        label=_labels(rows),
     )
+
+
+def join(rows: Sequence[Tokens]) -> Batch:
+    """One pack: the rows one after the other, each a document with positions of its own."""
+    ids, document, positions, ends = _joined(_each(rows, "ids"))
+    source = source_document = None
+    source_ends: tuple[int, ...] = ()
+    if rows[0].source is not None:
+        source, source_document, _, source_ends = _joined(_each(rows, "source"))
+    return Batch(
+        ids,
+        torch.from_numpy(np.concatenate(_each(rows, "weights")))[None],
+        positions,
+        document,
+        tuple(row.where for row in rows),
+        tuple(row.example for row in rows),
+        targets=None if rows[0].targets is None else _joined(_each(rows, "targets"))[0],
+        segments=None if rows[0].segments is None else _joined(_each(rows, "segments"))[0],
+        source=source,
+        source_document=source_document,
+        label=_labels(rows),
+        ends=ends,
+        source_ends=source_ends,
+    )
+
+
+def _each(rows: Sequence[Tokens], name: str) -> list[np.ndarray]:
+    return [getattr(row, name) for row in rows]
+
+
+def _labels(rows: Sequence[Tokens]) -> Tensor | None:
+    if rows[0].label is None:
+        return None
+    label = torch.from_numpy(np.asarray([row.label for row in rows]))
+    return label.float() if label.is_floating_point() else label.long()
+
+
+def _joined(rows: Sequence[np.ndarray]) -> tuple[Tensor, Tensor, Tensor, tuple[int, ...]]:
+    sizes = [len(row) for row in rows]
+    ids = np.concatenate(rows).astype(np.int64)
+    document = np.repeat(np.arange(1, len(rows) + 1), sizes)
+    positions = np.concatenate([np.arange(size) for size in sizes])
+    ids, document, positions = (torch.from_numpy(part)[None] for part in (ids, document, positions))
+    return ids, document, positions, tuple(np.cumsum([0, *sizes]).tolist())
 
 
 def _padded(rows: Sequence[np.ndarray], pad: int, left: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -114,6 +165,26 @@ def by_budget(rows: Sequence[Tokens], budget: int) -> list[list[int]]:
     return groups
 
 
+def pack(rows: Sequence[Tokens], budget: int) -> list[list[int]]:
+    """Indices of rows in packs of at most `budget` tokens, longest row first into the fullest pack with room for it.
+
+    Best-fit decreasing; a row longer than the budget is a pack of its own.
+    """
+    packs: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (tokens left, pack), in order
+    for i in sorted(range(len(rows)), key=lambda i: -rows[i].length):
+        at = bisect.bisect_left(room, (rows[i].length, 0))
+        if at == len(room):
+            packs.append([])
+            left, number = budget, len(packs) - 1
+        else:
+            left, number = room.pop(at)
+        packs[number].append(i)
+        if left - rows[i].length > 0:
+            bisect.insort(room, (left - rows[i].length, number))
+    return packs
+
+
 Corrupt = Callable[[Tokens, np.random.Generator], Tokens]
 
 
@@ -123,6 +194,8 @@ class Batches:
 
     rows are drawn without replacement within an epoch, in an order that depends on (seed, epoch) alone; the last
     step of an epoch may be smaller.  corrupt: noise for masked and span objectives, from (seed, epoch, row).
+    packed: whether rows stand one after the other in packs of `micro_tokens`, or side by side with padding.
+    rank, ranks: of so many processes that share every step's rows, this is the one at work.
     """
 
     rows: Sequence[Tokens]
@@ -131,6 +204,9 @@ class Batches:
     seed: int
     pad: int
     corrupt: Corrupt | None = None
+    packed: bool = False
+    rank: int = 0
+    ranks: int = 1
 
     @property
     def per_epoch(self) -> int:
@@ -145,8 +221,8 @@ class Batches:
 
     def step(self, step: int) -> list[Batch]:
         """The micro-batches of one optimizer step."""
-        rows = [self._row(epoch, i) for epoch, i in self.drawn(step)]
-        return [collate([rows[i] for i in group], self.pad) for group in by_budget(rows, self.micro_tokens)]
+        rows = [self._row(epoch, i) for epoch, i in self._shared(self.drawn(step))]
+        return list(self._cut(rows))
 
     def __call__(self, start: int = 1) -> Iterator[list[Batch]]:
         """Steps from `start` on, for ever."""
@@ -156,9 +232,32 @@ class Batches:
 
     def once(self) -> Iterator[Batch]:
         """Every row once, in file order of like lengths, with the noise of epoch 0: for validation."""
-        rows = [self._row(0, i) for i in range(len(self.rows))]
-        for group in by_budget(rows, self.micro_tokens):
-            yield collate([rows[i] for i in group], self.pad)
+        rows = [self._row(epoch, i) for epoch, i in self._shared([(0, i) for i in range(len(self.rows))])]
+        yield from self._cut(rows)
+
+    def spare(self) -> Batch:
+        """The shortest row alone: what a rank without rows runs where it must keep others company."""
+        shortest = min(range(len(self.rows)), key=lambda i: self.rows[i].length)
+        return next(self._cut([self._row(0, shortest)]))
+
+    def _shared(self, drawn: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """This rank's rows: longest first, each to the rank with the fewest tokens so far."""
+        if self.ranks == 1:
+            return drawn
+        mine = []
+        loads = [(0, rank) for rank in range(self.ranks)]
+        for place in sorted(range(len(drawn)), key=lambda place: -self.rows[drawn[place][1]].length):
+            tokens, rank = loads[0]
+            heapq.heapreplace(loads, (tokens + self.rows[drawn[place][1]].length, rank))
+            if rank == self.rank:
+                mine.append(place)
+        return [drawn[place] for place in sorted(mine)]
+
+    def _cut(self, rows: Sequence[Tokens]) -> Iterator[Batch]:
+        cut = pack if self.packed else by_budget
+        for group in cut(rows, self.micro_tokens):
+            chosen = [rows[i] for i in group]
+            yield join(chosen) if self.packed else collate(chosen, self.pad)
 
     def _row(self, epoch: int, i: int) -> Tokens:
         if self.corrupt is None:

@@ -1,0 +1,400 @@
+"""Attention kept inside each document of a pack, registered with transformers under the name `burnish`.
+
+In: queries, keys and values of all documents of a pack, one after the other, and the Layout that says where each
+begins.  Out: what separate calls would give, without padding and without a (T, T) mask.  Where no Layout is set (padded
+rows, generation with a cache) it is transformers' own SDPA.
+
+On the CPU documents of like length are multiplied together, the scores are recomputed in the backward pass, and long
+documents go block by block so that a causal one skips what lies ahead.  On CUDA it is PyTorch's variable-length kernel.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.modeling_utils import AttentionInterface
+
+NAME = "burnish"
+BLOCK = 256  # queries taken at once from a long document: the half of the causal square ahead of a block is skipped
+TOGETHER = 1 << 16  # scores per head up to which documents of like length share one product
+CROSS = ("encoder_attn", "crossattention", "cross_attn", "EncDecAttention")
+
+
+@dataclass(frozen=True)
+class Group:
+    """G stretches of up to Q queries, each with up to K keys of its own document.
+
+    query, key: (G, Q), (G, K) places along the pack; past a document's end they repeat its last place and are masked.
+    offset: query i stands at position i + offset among the keys (causal).
+    real: places of the real queries among the G x Q, or None when all are.
+    lengths: (G,) real keys of each, or None when all have K.
+    """
+
+    query: Tensor
+    key: Tensor
+    offset: int = 0
+    real: Tensor | None = None
+    lengths: Tensor | None = None
+
+    def mask(self, causal: bool, window: int | None, dtype: torch.dtype) -> Tensor | None:
+        """(1 or G, Q, K) 0 where a query sees a key, -inf elsewhere; None when every one sees all."""
+        if not causal and self.lengths is None and window is None:
+            return None
+        steps = torch.arange(self.key.shape[1], device=self.key.device)
+        seen = torch.ones(1, self.query.shape[1], len(steps), dtype=torch.bool, device=steps.device)
+        place = torch.arange(self.query.shape[1], device=steps.device)[:, None] + self.offset
+        if causal:
+            seen = seen & (steps <= place)
+        if window is not None:
+            seen = seen & (steps > place - window)
+        if self.lengths is not None:
+            seen = seen & (steps < self.lengths[:, None, None])
+            seen[..., 0] |= ~seen.any(-1)  # a query past the end: anything finite, it is thrown away
+        return torch.zeros(seen.shape, dtype=dtype, device=steps.device).masked_fill_(~seen, -math.inf)
+
+
+@dataclass
+class Spans:
+    """Which stretch of queries sees which stretch of keys; `ends` are running sums beginning with 0."""
+
+    queries: Sequence[int]
+    keys: Sequence[int]
+    device: torch.device
+    masks: dict[Any, Tensor | None] = field(default_factory=dict)
+
+    @cached_property
+    def causal(self) -> list[Group]:
+        return self._groups(True)
+
+    @cached_property
+    def free(self) -> list[Group]:
+        return self._groups(False)
+
+    def mask(self, number: int, causal: bool, window: int | None, dtype: torch.dtype) -> Tensor | None:
+        """The mask of one group, made once for all layers."""
+        key = (number, causal, window, dtype)
+        if key not in self.masks:
+            self.masks[key] = (self.causal if causal else self.free)[number].mask(causal, window, dtype)
+        return self.masks[key]
+
+    def _groups(self, causal: bool) -> list[Group]:
+        bounds = [(*own, *seen) for own, seen in zip(pairwise(self.queries), pairwise(self.keys), strict=True)]
+        groups = []
+        alike: list[tuple[int, int, int, int]] = []
+        for bound in sorted(bounds, key=lambda item: (item[1] - item[0], item[3] - item[2])):
+            long, wide = bound[1] - bound[0], bound[3] - bound[2]
+            if long * wide > TOGETHER:
+                groups += [self._block(bound, at, causal) for at in range(0, long, BLOCK)]
+                continue
+            first = alike[0] if alike else bound
+            much = max(first[1] - first[0], 8) * max(first[3] - first[2], 8)
+            if alike and (long * wide * (len(alike) + 1) > TOGETHER or long * wide > 1.5 * much):
+                groups.append(self._together(alike))
+                alike = []
+            alike.append(bound)
+        return groups + ([self._together(alike)] if alike else [])
+
+    def _block(self, bound: tuple[int, int, int, int], at: int, causal: bool) -> Group:
+        """Some queries of one document, with the keys that they may see."""
+        first, last, start, end = bound
+        stop = min(at + BLOCK, last - first)
+        if causal:
+            end = start + stop
+        return Group(self._range(first + at, first + stop)[None], self._range(start, end)[None], at)
+
+    def _together(self, bounds: Sequence[tuple[int, int, int, int]]) -> Group:
+        long, wide = (max(item[1] - item[0] for item in bounds), max(item[3] - item[2] for item in bounds))
+        query = torch.stack([self._range(a, a + long).clamp_max(b - 1) for a, b, _, _ in bounds])
+        key = torch.stack([self._range(a, a + wide).clamp_max(b - 1) for _, _, a, b in bounds])
+        own = torch.tensor([b - a for a, b, _, _ in bounds], device=self.device)
+        keys = torch.tensor([b - a for _, _, a, b in bounds], device=self.device)
+        steps = torch.arange(long, device=self.device)
+        real = torch.nonzero((steps < own[:, None]).flatten())[:, 0]
+        return Group(
+            query,
+            key,
+            0,
+            None if len(real) == query.numel() else real,
+            None if bool((keys == wide).all()) else keys,
+        )
+
+    def _range(self, start: int, stop: int) -> Tensor:
+        return torch.arange(start, stop, device=self.device)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A pack: `own` spans of a decoder or a lone encoder; `source` of an encoder before a decoder, `cross` between."""
+
+    own: Spans
+    source: Spans | None = None
+    cross: Spans | None = None
+
+
+@dataclass
+class Seat:
+    """What every attention module of one model looks at; the model sets it before each pass.
+
+    It stays until the next pass, because recomputation in the backward pass looks at it again.
+    positions, source_positions: (T,) for models that count positions themselves (BART).
+    """
+
+    layout: Layout | None = None
+    positions: Tensor | None = None
+    source_positions: Tensor | None = None
+
+
+def install(hf: Any, seat: Seat) -> None:
+    """Make a transformers model use this attention; it says on first use, by an exception, when it cannot."""
+    hf.set_attn_implementation(NAME)
+    two_sided = bool(getattr(hf.config, "is_encoder_decoder", False))
+    for name, module in hf.named_modules():
+        parts = name.split(".")
+        side = "source" if two_sided and "encoder" in parts and "decoder" not in parts else "own"
+        module._seat = (seat, "cross" if any(part in CROSS for part in parts) else side)
+        if type(module).__name__.endswith("LearnedPositionalEmbedding"):
+            module.register_forward_pre_hook(_positions, with_kwargs=True)
+
+
+def _positions(module: nn.Module, told: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Give a pack's positions to a module that would count through the whole pack."""
+    seat, side = module._seat  # type: ignore[misc]
+    if seat.layout is not None:
+        named = {**named, "position_ids": seat.source_positions if side == "source" else seat.positions}
+    return told, named
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    position_bias: Tensor | None = None,
+    sliding_window: int | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: query (1, H, T, D), key and value (1, Hkv, S, D); gives (1, T, H, D)."""
+    seat, side = getattr(module, "_seat", (None, ""))
+    if seat is None or seat.layout is None:
+        if others.get("softcap"):
+            return _capped(query, key, value, attention_mask, scaling, others["softcap"]), None
+        told = {
+            "scaling": scaling,
+            "dropout": dropout,
+            "is_causal": is_causal,
+            "position_bias": position_bias,
+            **others,
+        }
+        if sliding_window is not None:
+            told["sliding_window"] = sliding_window
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **told)
+    odd = [name for name in ("s_aux", "cache") if others.get(name) is not None]
+    causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal) and side != "cross"
+    if odd or (sliding_window is not None and not causal):
+        raise NotImplementedError(f"packed attention has no {odd or 'two-sided window'}")
+    spans = getattr(seat.layout, side)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))  # (T, heads, D)
+    softcap = others.get("softcap")
+    plain = bool(dropout or softcap or position_bias is not None)
+    if q.is_cuda and not plain and q.dtype in (torch.bfloat16, torch.float16):
+        return _varlen(q, k, v, spans, causal, sliding_window, scale)[None], None
+    if plain:
+        return _plain(q, k, v, spans, causal, sliding_window, scale, dropout, position_bias, softcap)[None], None
+    return _Packed.apply(q, k, v, spans, causal, sliding_window, scale)[None], None
+
+
+def _capped(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, softcap: float
+) -> Tensor:
+    """Padded attention with a soft cap on the scores, which SDPA does not have; mask (B, 1, T, S) true where seen."""
+    heads, long, wide = query.shape[1], query.shape[2], key.shape[2]
+    key, value = (part.repeat_interleave(heads // part.shape[1], 1) for part in (key, value))
+    told = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    told = softcap * torch.tanh(told / softcap)
+    if mask is None and long > 1:
+        mask = torch.ones(long, wide, dtype=torch.bool, device=query.device).tril(wide - long)
+    if mask is not None:
+        told = told.masked_fill(~mask[..., :wide], torch.finfo(told.dtype).min)
+    return (torch.softmax(told.float(), -1).to(value.dtype) @ value).transpose(1, 2).contiguous()
+
+
+def _varlen(q: Tensor, k: Tensor, v: Tensor, spans: Spans, causal: bool, window: int | None, scale: float) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    ends = [torch.tensor(list(part), dtype=torch.int32, device=q.device) for part in (spans.queries, spans.keys)]
+    most = [max(b - a for a, b in pairwise(part)) for part in (spans.queries, spans.keys)]
+    sides = ((window - 1) if window is not None else -1, 0) if causal else (-1, -1)
+    repeats = q.shape[1] // k.shape[1]
+    k, v = (part.repeat_interleave(repeats, 1) if repeats > 1 else part for part in (k, v))
+    return varlen_attn(q.contiguous(), k.contiguous(), v.contiguous(), *ends, *most, scale=scale, window_size=sides)
+
+
+def _rows(values: Tensor, group: Group, places: Tensor, heads: int) -> Tensor:
+    """(G x heads, repeats x L, D) of values (T, H, D) at places (G, L): heads that share keys stand together."""
+    many, long = places.shape
+    if many == 1:  # one stretch: a view
+        taken = values[int(places[0, 0]) : int(places[0, -1]) + 1]
+    else:
+        taken = values.index_select(0, places.flatten())
+    depth = values.shape[2]
+    return taken.view(many, long, heads, -1, depth).permute(0, 2, 3, 1, 4).reshape(many * heads, -1, depth)
+
+
+def _back(rows: Tensor, group: Group, places: Tensor, heads: int, into: Tensor, add: bool = False) -> None:
+    """The inverse of `_rows`: put (or add, where stretches share keys) what is real into (T, H, D)."""
+    many, long = places.shape
+    flat = rows.view(many, heads, -1, long, rows.shape[-1]).permute(0, 3, 1, 2, 4)
+    if many == 1:
+        place = into[int(places[0, 0]) : int(places[0, -1]) + 1]
+        shaped = flat.reshape(place.shape)
+        place.add_(shaped) if add else place.copy_(shaped)
+        return
+    flat, index = flat.reshape(many * long, *into.shape[1:]), places.flatten()
+    if add:
+        into.index_add_(0, index, flat)  # what is masked adds 0
+    elif group.real is None:
+        into.index_copy_(0, index, flat)
+    else:
+        into.index_copy_(0, index[group.real], flat[group.real])
+
+
+def _scores(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """(N, repeats x Q, K) probabilities of queries (N, repeats x Q, D) over keys (N, K, D)."""
+    told = torch.bmm(q, k.transpose(1, 2)).mul_(scale)
+    if mask is not None:
+        many, long, wide = mask.shape
+        parted = told.view(many, len(told) // many, -1, long, wide)
+        parted += mask[:, None, None]
+    return torch.softmax(told, -1)
+
+
+class _Packed(torch.autograd.Function):
+    """Exact attention of every group; keeps q, k, v only and computes the probabilities again on the way back."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        context: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        spans: Spans,
+        causal: bool,
+        window: int | None,
+        scale: float,
+    ) -> Tensor:
+        context.save_for_backward(q, k, v)
+        context.told = spans, causal, window, scale
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        heads = k.shape[1]
+        for number, group in enumerate(spans.causal if causal else spans.free):
+            mask = spans.mask(number, causal, window, q.dtype)
+            rows = _rows(q, group, group.query, heads), _rows(k, group, group.key, heads)
+            odds = _scores(*rows, mask, scale)
+            _back(torch.bmm(odds, _rows(v, group, group.key, heads)), group, group.query, heads, out)
+        return out
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        q, k, v = context.saved_tensors
+        spans, causal, window, scale = context.told
+        heads = k.shape[1]
+        groups = spans.causal if causal else spans.free
+        dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        dk, dv = (torch.zeros(k.shape, dtype=k.dtype, device=k.device) for _ in "kv")
+        for number, group in enumerate(groups):
+            mask = spans.mask(number, causal, window, q.dtype)
+            rows, keys = _rows(q, group, group.query, heads), _rows(k, group, group.key, heads)
+            odds = _scores(rows, keys, mask, scale)
+            back = _rows(gradient, group, group.query, heads)
+            if group.real is not None:  # queries past the end teach nothing
+                back = back.view(len(group.query), -1, group.query.shape[1], back.shape[-1])
+                back = back * _real(group, back.dtype)
+                back = back.view(len(rows), -1, back.shape[-1])
+            _back(torch.bmm(odds.transpose(1, 2), back), group, group.key, heads, dv, add=True)
+            inner = torch.bmm(back, _rows(v, group, group.key, heads).transpose(1, 2))
+            inner = torch._softmax_backward_data(inner, odds, -1, odds.dtype).mul_(scale)
+            _back(torch.bmm(inner, keys), group, group.query, heads, dq)
+            _back(torch.bmm(inner.transpose(1, 2), rows), group, group.key, heads, dk, add=True)
+        return dq, dk, dv, None, None, None, None
+
+
+def _real(group: Group, dtype: torch.dtype) -> Tensor:
+    """(G, 1, Q, 1) 1 at real queries, 0 past a document's end."""
+    assert group.real is not None
+    told = torch.zeros(group.query.numel(), dtype=dtype, device=group.query.device)
+    told[group.real] = 1
+    return told.view(len(group.query), 1, -1, 1)
+
+
+def _plain(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    spans: Spans,
+    causal: bool,
+    window: int | None,
+    scale: float,
+    dropout: float,
+    bias: Tensor | None,
+    softcap: float | None,
+) -> Tensor:
+    """The same through autograd, for what is rarer: dropout, a learned bias of distances (T5), soft caps (Gemma 2)."""
+    parts, places = [], []
+    heads = k.shape[1]
+    for number, group in enumerate(spans.causal if causal else spans.free):
+        mask = spans.mask(number, causal, window, q.dtype)
+        rows, keys = _rows(q, group, group.query, heads), _rows(k, group, group.key, heads)
+        told = torch.bmm(rows, keys.transpose(1, 2)) * scale
+        many, long = group.query.shape
+        if softcap:
+            told = softcap * torch.tanh(told / softcap)
+        told = told.view(many, heads, -1, long, told.shape[-1])
+        if bias is not None:
+            here = bias[0][:, group.query[:, :, None], group.key[:, None, :]]  # (H, G, Q, K)
+            told = told + here.transpose(0, 1).reshape(many, heads, -1, long, told.shape[-1])
+        if mask is not None:
+            told = told + mask[:, None, None]
+        odds = nn.functional.dropout(torch.softmax(told, -1), dropout).view(len(rows), -1, told.shape[-1])
+        out = torch.bmm(odds, _rows(v, group, group.key, heads))
+        out = out.view(many, heads, -1, long, out.shape[-1]).permute(0, 3, 1, 2, 4).reshape(many * long, *q.shape[1:])
+        real = slice(None) if group.real is None else group.real
+        parts.append(out[real])
+        places.append(group.query.flatten()[real])
+    return torch.zeros_like(q).index_copy(0, torch.cat(places), torch.cat(parts))
+
+
+_unmasked = ContextVar("_unmasked", default=False)
+
+
+@contextmanager
+def unmasked() -> Iterator[None]:
+    """Within it transformers builds no mask: a pack's Layout says what sees what."""
+    token = _unmasked.set(True)
+    try:
+        yield
+    finally:
+        _unmasked.reset(token)
+
+
+def _mask(*told: Any, **named: Any) -> Tensor | None:
+    return None if _unmasked.get() else sdpa_mask(*told, **named)
+
+
+AttentionInterface.register(NAME, attend)
+AttentionMaskInterface.register(NAME, _mask)
