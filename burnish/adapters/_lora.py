@@ -125,7 +125,9 @@ class LoraLinear(nn.Module):
         self.lora_B = nn.Parameter(torch.zeros(outputs, rank, device=device))
         with torch.no_grad():
             self.lora_magnitude_vector = nn.Parameter(_lengths(frozen(base, torch.float32))) if use_dora else None
-        self._settled: tuple[tuple[int, int], Tensor] | None = None
+        for value in self.parameters(recurse=False):
+            value.exact = True  # type: ignore[attr-defined]  # stays float32 in a bf16 model: `Update` casts it
+        self._settled: tuple[tuple[int, ...], Tensor] | None = None
 
     @property
     def weight(self) -> Tensor:
@@ -158,15 +160,14 @@ class LoraLinear(nn.Module):
     @torch.no_grad()
     def _lengths(self) -> Tensor:
         """(out,) lengths of the rows of W + s B A, without a gradient (DoRA, section 4.3); kept while evaluating."""
-        version = (self.lora_A._version, self.lora_B._version)
+        version = tuple(number for item in (self.lora_A, self.lora_B) for number in (item._version, item.data_ptr()))
         if self._settled is None or self._settled[0] != version or self.training:
             self._settled = version, _lengths(self._sum())
         return self._settled[1]
 
     def _sum(self) -> Tensor:
         """(out, in) W + s B A in the update's own type (float32)."""
-        kind = self.lora_A.dtype
-        return torch.addmm(frozen(self.base_layer, kind), self.lora_B, self.lora_A, alpha=self.scale)
+        return torch.addmm(frozen(self.base_layer, self.lora_A.dtype), self.lora_B, self.lora_A, alpha=self.scale)
 
     @torch.no_grad()
     def merged(self) -> Tensor:

@@ -37,7 +37,7 @@ class Masters:
     are added up there, the optimizer steps there, and the rounded twin is what the model reads (Micikevicius et al.
     2018, Mixed Precision Training, section 3.1).  Frozen weights are rounded once and have no twin.
 
-    values: by name; the parameter itself where the model computes in float32.
+    values: by name; the parameter itself where the model computes in float32, or where its layer casts it (`exact`).
     """
 
     def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter], dtype: torch.dtype) -> None:
@@ -45,7 +45,7 @@ class Masters:
         self._rounded: dict[str, nn.Parameter] = {}
         self._hooks = []
         for name, value in parameters.items():
-            if dtype == torch.float32:
+            if dtype == torch.float32 or getattr(value, "exact", False):  # its own layer casts it
                 value.data = value.data.float()
                 continue
             self.values[name] = nn.Parameter(value.detach().float())  # takes over float32 storage, without a copy
