@@ -211,6 +211,8 @@ class Comparison:
 
     fixed, broken: rows that only b / only a got right (0 when the metric has no right or wrong).
     p: two-sided.  p_holm: after Holm's correction over all comparisons of the verdict.
+    claim: this is the one pair, chosen before the test rows were read, that says whether tuning makes a difference:
+    its p stands uncorrected.
     """
 
     a: str
@@ -224,6 +226,7 @@ class Comparison:
     test: str
     fixed: int = 0
     broken: int = 0
+    claim: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

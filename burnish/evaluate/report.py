@@ -34,11 +34,13 @@ RIGHT_OR_WRONG = ("classify", "extract", "answer")
 BASELINE = "baseline"  # always the same answer: a floor, not a prompt
 
 HOW_INTERVAL = {
+    "rows and seeds": "variance over test rows (bootstrap) and over training seeds added, Student's t (Satterthwaite)",
     "wilson": "Wilson's interval of a proportion",
     "bootstrap": "bootstrap over test rows, percentiles widened for few rows",
 }
 HOW_TEST = {
-    "mcnemar": "McNemar's exact test on the rows where two rungs differ; Newcombe's paired interval of the difference",
+    "rows and seeds": "t test on the variance over test rows and over training seeds added (Satterthwaite)",
+    "mcnemar": "McNemar's test (mid-p) on the rows where two rungs differ; Newcombe's paired interval",
     "random swaps": "the difference against those after swapping the two rungs' answers row by row at random; "
     "paired bootstrap interval",
 }

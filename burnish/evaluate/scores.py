@@ -6,7 +6,7 @@ must have exactly one prediction: a row without an answer is scored as wrong, ne
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from types import ModuleType
@@ -66,14 +66,25 @@ def score(
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
+    seeds: Sequence[Sequence[Prediction]] = (),
 ) -> Score:
     """One metric over all rows with its interval: Wilson's for proportions, the bootstrap for the rest.
 
+    seeds: what the same rung said when trained from other seeds; the value is then the mean over all of them, and the
+    interval covers rows and seeds.
     Raises DataError when predictions and examples do not match one to one, or a row cannot be scored.
     """
-    rows = _rows(metric, examples, predictions, labels)
-    module, n = _metric(metric), len(rows)
-    value = module.value(rows)
+    tables = [_rows(metric, examples, said, labels) for said in (predictions, *seeds)]
+    module, n = _metric(metric), len(examples)
+    own = [module.value(rows) for rows in tables]
+    value = float(np.mean(own))
+    if seeds:
+        draws = np.mean([statistics.resampled(rows, module.value, resamples, seed) for rows in tables], axis=0)
+        found = statistics.components(value, draws, [own], n, confidence)
+        worst, best = module.RANGE
+        low, high = _widened(max(found.low, worst), min(found.high, best), module, n, confidence)
+        return Score(metric, value, low, high, n, "rows and seeds", module.HIGHER, confidence)
+    rows = tables[0]
     if module.KIND == "proportion":
         low, high = statistics.wilson(float(rows.sum()), n, confidence)
         return Score(metric, value, low, high, n, "wilson", module.HIGHER, confidence)
@@ -107,25 +118,43 @@ def compare_all(
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
+    seeds: Mapping[str, Sequence[Sequence[Prediction]]] | None = None,
+    claim: Collection[str] = (),
 ) -> tuple[Comparison, ...]:
     """Every pair of rungs, an earlier one as `a`, with Holm's correction over all of them.
 
-    Proportions: McNemar's exact test and Newcombe's paired interval.  Others: random swaps and a paired bootstrap.
+    Proportions: McNemar's mid-p and Newcombe's paired interval.  Others: random swaps and a paired bootstrap.
+    seeds: rung -> what it said when trained from other seeds; its pairs are then tested over rows and seeds.
+    claim: the pair that answers whether tuning makes a difference, chosen without these rows.
     """
-    module = _metric(metric)
-    rows = {name: _rows(metric, examples, predictions, labels) for name, predictions in named.items()}
-    if module.KIND == "proportion":
-        found = [_proportions(a, b, rows[a], rows[b], confidence) for a, b in combinations(rows, 2)]
-    else:
-        draws = {name: statistics.resampled(table, module.value, resamples, seed) for name, table in rows.items()}
-        found = []
-        for a, b in combinations(rows, 2):
-            n, difference = len(rows[a]), module.value(rows[b]) - module.value(rows[a])
-            low, high = statistics.interval(draws[b] - draws[a], n, confidence)
-            p = statistics.swap_test(rows[a], rows[b], module.value, resamples, seed)
-            found.append(Comparison(a, b, difference, low, high, p, p, n, "random swaps"))
+    module, seeds = _metric(metric), seeds or {}
+    tables = {
+        name: [_rows(metric, examples, said, labels) for said in (own, *seeds.get(name, ()))]
+        for name, own in named.items()
+    }
+    draws = {}
+    if module.KIND != "proportion" or any(len(rows) > 1 for rows in tables.values()):
+        draws = {
+            name: np.mean([statistics.resampled(rows, module.value, resamples, seed) for rows in own], axis=0)
+            for name, own in tables.items()
+        }
+
+    def compared(a: str, b: str) -> Comparison:
+        if len(tables[a]) + len(tables[b]) > 2:
+            return _over_seeds(a, b, tables, draws, module, confidence)
+        a_rows, b_rows = tables[a][0], tables[b][0]
+        if module.KIND == "proportion":
+            return _proportions(a, b, a_rows, b_rows, confidence)
+        n, difference = len(a_rows), module.value(b_rows) - module.value(a_rows)
+        low, high = statistics.interval(draws[b] - draws[a], n, confidence)
+        p = statistics.swap_test(a_rows, b_rows, module.value, resamples, seed)
+        return Comparison(a, b, difference, low, high, p, p, n, "random swaps")
+
+    found = [compared(a, b) for a, b in combinations(tables, 2)]
     corrected = statistics.holm([item.p for item in found])
-    return tuple(replace(item, p_holm=p) for item, p in zip(found, corrected, strict=True))
+    return tuple(
+        replace(item, p_holm=p, claim={item.a, item.b} == set(claim)) for item, p in zip(found, corrected, strict=True)
+    )
 
 
 def confusion(
@@ -196,5 +225,20 @@ def _proportions(a: str, b: str, a_rows: Rows, b_rows: Rows, confidence: float) 
     fixed, broken = int((b_right & ~a_right).sum()), int((a_right & ~b_right).sum())
     n = len(a_right)
     low, high = statistics.paired_difference(both, fixed, broken, neither, confidence)
-    p = statistics.mcnemar_exact(fixed, broken)
+    p = statistics.mcnemar_mid(fixed, broken)
     return Comparison(a, b, (fixed - broken) / n, low, high, p, p, n, "mcnemar", fixed, broken)
+
+
+def _over_seeds(
+    a: str,
+    b: str,
+    tables: Mapping[str, Sequence[Rows]],
+    draws: Mapping[str, NDArray[np.float64]],
+    module: ModuleType,
+    confidence: float,
+) -> Comparison:
+    """The difference of two means over seeds; rows are shared, seeds are not."""
+    own = {name: [module.value(rows) for rows in tables[name]] for name in (a, b)}
+    n, difference = len(tables[a][0]), float(np.mean(own[b]) - np.mean(own[a]))
+    found = statistics.components(difference, draws[b] - draws[a], list(own.values()), n, confidence)
+    return Comparison(a, b, difference, found.low, found.high, found.p, found.p, n, "rows and seeds")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
@@ -83,11 +84,11 @@ def swap_test(a: Rows, b: Rows, value: Value, resamples: int, seed: int) -> floa
     those after swapping each row at random.  Never wrong more often than it says, for any metric and n.
     Source: Noreen 1989, approximate randomisation; Riezler and Maxwell 2005 for text metrics.
     """
-    random = np.random.default_rng(seed)
     seen = abs(value(b) - value(a))
     if not seen > 0:
         return 1.0
     nearly = seen * (1 - 1e-9)  # sums in another order must still count as equal
+    random = np.random.default_rng(seed)
     larger = 0
     for _ in range(resamples):
         swap = random.random((len(a), 1)) < 0.5
@@ -109,6 +110,20 @@ def mcnemar_exact(b: int, c: int) -> float:
         tail += term
         term = term * (n - i) // (i + 1)
     return min(1.0, tail / (1 << n) * 2)
+
+
+def mcnemar_mid(b: int, c: int) -> float:
+    """McNemar's mid-p: the exact p with the chance of just the counts seen taken half.
+
+    The exact test keeps its promise so well that of two equal systems it calls some 3 % different at 5 %, and misses
+    real differences accordingly; the mid-p is wrong as often as it says.
+    Source: Fagerland, Lydersen and Laake 2013, The McNemar test for binary matched-pairs data.
+
+    >>> round(mcnemar_mid(1, 7), 4)
+    0.0391
+    """
+    n = b + c
+    return 1.0 if b == c else mcnemar_exact(b, c) - math.comb(n, min(b, c)) / (1 << n)
 
 
 def paired_difference(both: int, first: int, second: int, neither: int, confidence: float = 0.95) -> Interval:
@@ -147,6 +162,68 @@ def holm(p: Sequence[float]) -> tuple[float, ...]:
         largest = max(largest, min(1.0, p[place] * (len(p) - rank)))
         corrected[place] = largest
     return tuple(corrected)
+
+
+@dataclass(frozen=True)
+class Components:
+    """A value over rows and seeds: its interval, the p that it is 0 by luck, and the two standard errors inside."""
+
+    low: float
+    high: float
+    p: float
+    data_error: float
+    seed_error: float
+
+
+def components(
+    value: float, draws: NDArray[np.float64], seeds: Sequence[Sequence[float]], n: int, confidence: float = 0.95
+) -> Components:
+    """Interval of a mean over seeds that covers both which rows were drawn and which seeds.
+
+    draws: the value of resampled rows.  seeds: for each rung in the value, what each of its seeds gave on all rows;
+    a rung with one seed adds nothing.  The two variances add up; Student's t with the effective degrees of freedom.
+    Source: Satterthwaite 1946; for seeds of learning algorithms, Bouthillier et al. 2021, Accounting for Variance in
+    Machine Learning Benchmarks.
+    """
+    parts = [(float(np.var(draws)), max(n - 1, 1))]
+    parts += [(float(np.var(own, ddof=1)) / len(own), len(own) - 1) for own in seeds if len(own) > 1]
+    variance = sum(part for part, _ in parts)
+    if not variance > 0:
+        return Components(value, value, 1.0 if value == 0 else 0.0, 0.0, 0.0)
+    freedom = variance**2 / sum(part**2 / own for part, own in parts)
+    error, t = math.sqrt(variance), student_quantile(confidence, freedom)
+    p = student_tail(abs(value) / error, freedom)
+    data, seed = math.sqrt(parts[0][0]), math.sqrt(variance - parts[0][0])
+    return Components(value - t * error, value + t * error, p, data, seed)
+
+
+def student_tail(t: float, freedom: float) -> float:
+    """Two-sided tail of Student's t with `freedom` >= 1 degrees, by numerical integration (within 1e-6 of scipy).
+
+    >>> round(student_tail(2.776, 4), 3)
+    0.05
+    """
+    # t = sqrt(freedom) tan(angle) turns the density into cos(angle) ^ (freedom - 1)
+    angle = math.atan2(abs(t), math.sqrt(freedom))
+
+    def area(to: float) -> float:
+        grid = np.linspace(0.0, to, 20001)
+        return float(np.trapezoid(np.cos(grid) ** (freedom - 1), grid))
+
+    return min(max(1 - area(angle) / area(math.pi / 2), 0.0), 1.0)
+
+
+def student_quantile(confidence: float, freedom: float) -> float:
+    """The two-sided quantile of Student's t.
+
+    >>> round(student_quantile(0.95, 4), 3)
+    2.776
+    """
+    low, high = 0.0, 1e4
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if student_tail(middle, freedom) > 1 - confidence else (low, middle)
+    return high
 
 
 def minimum_detectable(n: int, discordant: float, power: float = 0.8, confidence: float = 0.95) -> float:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from burnish import kinds
@@ -61,6 +61,27 @@ class _Climb:
                 confidence = next(iter(self.scores.values())).confidence
                 return _Gain(sign * item.difference, low, high, item.p_holm, item.p_holm < 1 - confidence, item)
         return None
+
+    def question(self, trained: Collection[str]) -> tuple[str, str, _Gain | None]:
+        """The trained rung and the other one that answer whether tuning pays, and the gain of the first.
+
+        The pair that was chosen before the test rows were read, tested once; without one the best of either side on
+        the test rows, whose p is corrected for all comparisons.
+        """
+        for item in self.comparisons:
+            if item.claim and {item.a, item.b} <= self.scores.keys():
+                tuned, asked = (item.b, item.a) if item.b in trained else (item.a, item.b)
+                gain = self.gain(tuned, asked)
+                assert gain is not None
+                return tuned, asked, replace(gain, p=item.p, significant=item.p < 1 - self.scores[tuned].confidence)
+        tuned = self.best([name for name in self.scores if name in trained])
+        asked = self.best([name for name in self.scores if name not in trained])
+        return tuned, asked, self.gain(tuned, asked)
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the metric is a share, 0 to 1, so that differences are told in points."""
+        return kinds.load("metrics", next(iter(self.scores.values())).metric).RANGE == (0.0, 1.0)
 
     def beats(self, better: str, than: str) -> bool:
         """Whether `better` is better by more than luck."""
@@ -161,14 +182,13 @@ def _without_target(climb: _Climb) -> tuple[str, Outcome, str]:
 
 
 def _worth(climb: _Climb, trained: Collection[str]) -> str:
-    """Was tuning worth it?  The best trained rung against the best of the others."""
-    tuned = climb.best([name for name in climb.scores if name in trained])
-    asked = climb.best([name for name in climb.scores if name not in trained])
+    """Was tuning worth it?"""
+    tuned, asked, gain = climb.question(trained)
     if not tuned:
         return "No trained rung was measured, so whether tuning pays is open."
     if not asked:
         return "Only trained rungs were measured, so whether tuning pays is open."
-    metric, gain = climb.scores[tuned].metric, climb.gain(tuned, asked)
+    metric = climb.scores[tuned].metric
     if gain is None:
         return f"{_capital(_title(tuned))} and {_title(asked)} were not compared, so whether tuning pays is open."
     if not gain.significant:
@@ -182,7 +202,7 @@ def _worth(climb: _Climb, trained: Collection[str]) -> str:
         return f"Tuning is not shown to pay: {beaten}, but is not shown to be better than {FLOOR}."
     if gain.value > 0:
         return f"Tuning pays: {_title(tuned)} improves {metric} over {_title(asked)} by {_number(gain.value)} ({gain})."
-    loss = climb.gain(asked, tuned)
+    loss = replace(gain, value=-gain.value, low=-gain.high, high=-gain.low)
     return f"Tuning does not pay: {_title(asked)} is better than {_title(tuned)} by {_number(-gain.value)} ({loss})."
 
 
@@ -200,8 +220,7 @@ def _notes(
     metric = next(iter(climb.scores.values())).metric
     if (least := _detectable(climb, rung, trained)) is not None:
         notes.append(
-            f"With {climb.n} rows a difference in {metric} under {_number(least)} between two rungs "
-            "cannot be told from luck (80 % power)."
+            f"With {climb.n} test rows a difference in {metric} under {least} cannot be told from luck (80 % power)."
         )
     for name in climb.scores:
         gain = climb.gain(name, rung)
@@ -222,18 +241,22 @@ def _notes(
     return tuple(notes)
 
 
-def _detectable(climb: _Climb, rung: str, trained: Collection[str]) -> float | None:
-    """The smallest difference these rows can show, judged by the comparison that matters most."""
-    tuned = climb.best([name for name in climb.scores if name in trained])
-    asked = climb.best([name for name in climb.scores if name not in trained])
-    gain = climb.gain(tuned, asked) or climb.gain(rung or tuned or asked, climb.reference)
+def _detectable(climb: _Climb, rung: str, trained: Collection[str]) -> str | None:
+    """The smallest difference these rows can show, by the comparison that the verdict speaks of; points of a share."""
+    tuned, asked, gain = climb.question(trained)
+    gain = gain or climb.gain(rung or tuned or asked, climb.reference)
     if gain is None:
         return None
-    item, confidence = gain.source, next(iter(climb.scores.values())).confidence
+    least = detectable(gain.source, next(iter(climb.scores.values())).confidence)
+    return f"{100 * least:.2g} points" if climb.bounded else _number(least)
+
+
+def detectable(item: Comparison, confidence: float = 0.95, power: float = 0.8) -> float:
+    """The smallest difference that a comparison like this one finds with this power, in the metric's unit."""
     if item.test == "mcnemar":
-        return minimum_detectable(climb.n, (item.fixed + item.broken) / climb.n, confidence=confidence)
+        return minimum_detectable(item.n, (item.fixed + item.broken) / item.n, power, confidence)
     error = (item.high - item.low) / (2 * quantile(confidence))
-    return (quantile(confidence) + quantile(0.6)) * error  # quantile(0.6) is the normal quantile of 80 %
+    return (quantile(confidence) + quantile(2 * power - 1)) * error
 
 
 def _of(rung: RungResult, metric: str) -> Score | None:
