@@ -79,6 +79,8 @@ class Answerer:
             clock = time.monotonic()
             told = self._chunk(chunk)
             each = (time.monotonic() - clock) / len(chunk)
+            if told and any(prediction.text is not None for prediction in told):
+                told = self._with_likelihood(chunk, told)  # for the scores; a request does not pay for it
             yield from (replace(prediction, seconds=round(each, 6)) for prediction in told)
 
     def _chunk(self, rows: Sequence[Example]) -> list[Prediction]:
@@ -96,6 +98,8 @@ class Answerer:
             told.append(Prediction(row.id, str(row.where)))
             try:
                 readable.append((place, encoding.encode(replace(row, label=None))[0][0]))
+                read = len(readable[-1][1].ids)
+                told[place] = replace(told[place], prompt_tokens=read, completion_tokens=0)
             except TokenError as problem:
                 told[place] = replace(told[place], problem=problem.what)
         if not readable:
@@ -113,6 +117,7 @@ class Answerer:
         encoding = replace(self.encoding, max_length=self.encoding.max_length - len(prefix), target="document")
         before = np.asarray(prefix, np.int32)
         told = [Prediction(row.id, str(row.where)) for row in rows]
+        read: dict[int, int] = {}
         places: list[int] = []
         tokens: list[Tokens] = []
         for place, row in enumerate(rows):
@@ -121,6 +126,7 @@ class Answerer:
             except TokenError as problem:
                 told[place] = replace(told[place], problem=problem.what)
                 continue
+            read[place] = sum(len(before) + len(piece.ids) for piece in pieces)
             for piece in pieces:
                 ids = np.concatenate([before, piece.ids])
                 weights = np.concatenate([np.zeros(len(before), np.float32), piece.weights])
@@ -131,6 +137,7 @@ class Answerer:
         for place, (nll, count) in self._sums(places, tokens).items():
             size = len((rows[place].text or rows[place].surface).encode())
             told[place] = replace(told[place], nll=nll, tokens=count, bytes=size)
+            told[place] = replace(told[place], prompt_tokens=read[place], completion_tokens=0)
         return told
 
     def _sums(self, places: Sequence[int], tokens: Sequence[Tokens]) -> dict[int, tuple[float, int]]:
@@ -162,6 +169,7 @@ class Answerer:
             told.append(Prediction(row.id, str(row.where)))
             try:
                 prompts.append((place, self.prompt_ids(row, self.room)))
+                told[place] = replace(told[place], prompt_tokens=len(prompts[-1][1]))
             except TokenError as problem:
                 told[place] = replace(told[place], problem=problem.what)
         return told, prompts
@@ -182,7 +190,8 @@ class Answerer:
             return told
         scores = engine.choices(self.model, [ids for _, ids in prompts], answers, self.budget, self.pad)
         for (place, _), row_scores in zip(prompts, scores, strict=True):
-            told[place] = _chosen(told[place], self.contract.labels, row_scores)
+            length = len(answers[int(np.argmax(row_scores))])
+            told[place] = replace(_chosen(told[place], self.contract.labels, row_scores), completion_tokens=length)
         return told
 
     def _write(self, rows: Sequence[Example]) -> list[Prediction]:
@@ -192,8 +201,10 @@ class Answerer:
         )
         for (place, _), written in zip(prompts, made, strict=True):
             text = self.tokenizer.decode(written.ids).strip()
-            told[place] = self._read_text(replace(told[place], text=text, finished=written.finished))
-        return self._with_likelihood(rows, told)
+            made_tokens = len(written.ids) + written.finished
+            written_row = replace(told[place], text=text, finished=written.finished, completion_tokens=made_tokens)
+            told[place] = self._read_text(written_row)
+        return told
 
     def _with_likelihood(self, rows: Sequence[Example], told: list[Prediction]) -> list[Prediction]:
         """Add how likely the right answer was, where there is one."""

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from burnish.generate import shared
+from burnish.generate.shared import Prefix, Tree
 from burnish.models.model import Model
 from burnish.tokens.batch import by_budget, collate
 from burnish.tokens.encode import Tokens
+
+CLOSE = 1e-4  # of the largest logit: differences below this are rounding's (float32 keeps 1e-7, summed over layers)
 
 
 @dataclass(frozen=True)
@@ -44,17 +48,40 @@ class Sampling:
 def likelihood(model: Model, rows: Sequence[Tokens], budget: int, pad: int = 0) -> list[tuple[float, int]]:
     """(minus log-likelihood in nats, how many tokens) of the weighted tokens of each row, in row order."""
     told: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
+    asked = [np.flatnonzero(row.weights[1:]) for row in rows]  # the places in a decoder that predict them
+    scored = [i for i, places in enumerate(asked) if len(places)]
+    if size := _begun(model, [rows[i].ids for i in scored], [int(asked[i][0]) for i in scored]):
+        prefix = shared.read(model, rows[scored[0]].ids[:size].tolist())
+        own = [rows[i].ids[size : asked[i][-1] + 1] for i in scored]
+        places = [asked[i] - size for i in scored]
+        for group, logits in shared.passes(model, prefix, own, places, budget, pad=pad):
+            wanted = np.concatenate([rows[scored[j]].ids[asked[scored[j]] + 1] for j in group])
+            nll = _nll(logits, torch.from_numpy(wanted).long())
+            for j, part in zip(group, nll.split([len(places[j]) for j in group]), strict=True):
+                told[scored[j]] = (float(part.sum()), len(part))
+        return told
     for group in by_budget(rows, budget):
         batch = collate([rows[i] for i in group], pad).to(model.device)
         out = model(batch)
         assert out.targets is not None
         assert out.row is not None
-        nll = torch.nn.functional.cross_entropy(out.logits, out.targets, reduction="none").double()
+        nll = _nll(out.logits, out.targets)
         sums = torch.zeros(len(group), dtype=torch.float64, device=nll.device).index_add_(0, out.row, nll)
         counts = torch.bincount(out.row, minlength=len(group))
         for place, i in enumerate(group):
             told[i] = (float(sums[place]), int(counts[place]))
     return told
+
+
+def _nll(logits: Tensor, targets: Tensor) -> Tensor:
+    """(N,) minus log-probability of each target, float64."""
+    return torch.nn.functional.cross_entropy(logits, targets.to(logits.device), reduction="none").double()
+
+
+def _begun(model: Model, rows: Sequence[np.ndarray], ends: Sequence[int]) -> int:
+    """How many ids of the rows are to be run once for all."""
+    size = shared.common(rows, ends) if rows and model.base.kind == "decoder" else 0
+    return size if size and shared.ability(model, max(map(len, rows))) != "none" else 0
 
 
 @torch.no_grad()
@@ -87,52 +114,54 @@ def choices(
 ) -> np.ndarray:
     """(N, C) log-probability in nats of each of C answers after each of N prompts.
 
-    The prompt runs once and its cache serves every answer; one-token answers cost nothing more.
+    What all prompts begin with runs once; a prompt runs once for all its answers, and what several answers begin with
+    once a prompt; the last id of an answer is not read.
     """
     if model.base.kind == "encoder-decoder":
         return _choices_seq2seq(model, prompts, answers, budget, pad)
-    longest = max(map(len, answers))
-    starts = torch.tensor([answer[0] for answer in answers])
-    rows = [_row(prompt) for prompt in prompts]
-    told = np.zeros((len(prompts), len(answers)))
-    for group in by_budget(rows, max(budget // (1 if longest == 1 else len(answers)), 1)):
-        batch = collate([rows[i] for i in group], pad, left=True).to(model.device)
-        out = _step(model, batch.ids, batch.document, batch.positions, None, keep=longest > 1)
-        scores = torch.log_softmax(out.logits[:, -1].float(), -1)[:, starts].double()
-        if longest > 1:
-            scores += _rest(model, batch.document, out.past_key_values, answers, pad)
-        told[group] = scores.cpu().numpy()
-    return told
-
-
-def _rest(model: Model, mask: Tensor, cache: Any, answers: Sequence[Sequence[int]], pad: int) -> Tensor:
-    """(B, C) log-probability of every answer's tokens after its first."""
-    rows, many, longest = len(mask), len(answers), max(map(len, answers))
-    ids = torch.full((many, longest), pad)
-    real = torch.zeros((many, longest), dtype=torch.long)
-    for i, answer in enumerate(answers):
-        ids[i, : len(answer)] = torch.tensor(answer)
-        real[i, : len(answer)] = 1
-    cache.batch_repeat_interleave(many)
-    lengths = mask.sum(1).repeat_interleave(many)
-    inputs, inner = ids[:, :-1].repeat(rows, 1), real[:, :-1].repeat(rows, 1)
-    positions = lengths[:, None] + torch.arange(longest - 1)[None]
-    whole = torch.cat([mask.repeat_interleave(many, 0), inner], 1)
-    logits = _step(model, inputs, whole, positions, cache).logits
-    scores = torch.log_softmax(logits.float(), -1).gather(2, ids[:, 1:].repeat(rows, 1).unsqueeze(-1)).squeeze(-1)
-    return (scores.double() * real[:, 1:].repeat(rows, 1)).sum(1).view(rows, many)
+    tree = Tree.of(answers)
+    able = shared.ability(model, max(map(len, prompts), default=0) + max(map(len, answers)))
+    if able == "none" or (able == "chain" and len(tree)):
+        joined = [_row([*prompt, *answer], len(answer)) for prompt in prompts for answer in answers]
+        told = -np.array([nll for nll, _ in likelihood(model, joined, budget, pad)])
+        return told.reshape(len(prompts), len(answers))
+    rows = [np.asarray(prompt, np.int32) for prompt in prompts]
+    size = shared.common(rows, [len(row) - 1 for row in rows])
+    prefix = shared.read(model, rows[0][:size].tolist()) if size else shared.NOTHING
+    own = [row[size:] for row in rows]
+    ends = [np.array([len(row) - 1]) for row in own]
+    scores = np.zeros((len(prompts), len(answers)))
+    for group, logits in shared.passes(model, prefix, own, ends, budget, tree, pad):
+        scores[group] = tree.scores(logits.view(len(group), 1 + len(tree), -1)).cpu().numpy()
+    return scores
 
 
 def _choices_seq2seq(
     model: Model, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], budget: int, pad: int
 ) -> np.ndarray:
-    rows = [
-        Tokens(np.asarray(answer, np.int32), np.ones(len(answer), np.float32), "", "", np.asarray(prompt, np.int32))
-        for prompt in prompts
-        for answer in answers
-    ]
-    scores = [-nll for nll, _ in likelihood(model, rows, budget, pad)]
-    return np.asarray(scores).reshape(len(prompts), len(answers))
+    """The encoder reads a prompt once for all answers."""
+    many, sides = len(answers), [_row(answer, len(answer)) for answer in answers]
+    rows = [replace(sides[0], source=np.asarray(prompt, np.int32)) for prompt in prompts]
+    said = collate(sides, pad).to(model.device)
+    scores = np.zeros((len(prompts), many))
+    before = torch.cat([torch.full_like(said.ids[:, :1], model.start_id), said.ids[:, :-1]], 1)
+    for group in by_budget(rows, max(budget // many, 1)):
+        batch = collate([rows[i] for i in group], pad).to(model.device)
+        assert batch.source is not None
+        assert batch.source_document is not None
+        mask = (batch.source_document > 0).long()
+        encoded = model.hf.get_encoder()(input_ids=batch.source, attention_mask=mask)
+        encoded.last_hidden_state = encoded.last_hidden_state.repeat_interleave(many, 0)
+        out = model.hf(
+            encoder_outputs=encoded,
+            attention_mask=mask.repeat_interleave(many, 0),
+            decoder_input_ids=before.repeat(len(group), 1),
+            use_cache=False,
+        )
+        nll = _nll(out.logits.float().flatten(0, 1), said.ids.repeat(len(group), 1).flatten())
+        real = (said.document > 0).repeat(len(group), 1)
+        scores[group] = -(nll.view(real.shape) * real).sum(1).view(-1, many).cpu().numpy()
+    return scores
 
 
 @torch.no_grad()
@@ -149,11 +178,15 @@ def generate(
     rows = [_row(prompt) for prompt in prompts]
     told: list[Generated] = [Generated([], False)] * len(rows)
     whole = [_row([0] * (len(row.ids) + _room(model, row, most))) for row in rows]  # what its cache will come to
+    size = 0
+    if rows and shared.ability(model, max(row.length for row in whole)) == "tree":  # it reads past gaps
+        size = shared.common([row.ids for row in rows], [len(row.ids) - 1 for row in rows])
+    prefix = shared.read(model, rows[0].ids[:size].tolist()) if size else shared.NOTHING
     for group in by_budget(whole, budget):
         new: list[list[int]] = [[] for _ in group]
         finished = [False] * len(group)
         rooms = [_room(model, rows[i], most) for i in group]
-        for column in _decode(model, [rows[i] for i in group], max(rooms), sampling or Sampling(), pad):
+        for column in _decode(model, [rows[i] for i in group], max(rooms), sampling or Sampling(), pad, prefix):
             for place, token in enumerate(column):
                 if not finished[place] and len(new[place]) < rooms[place]:
                     finished[place] = token in stops
@@ -181,59 +214,87 @@ def _room(model: Model, row: Tokens, most: int) -> int:
     return max(min(most, model.base.context + 1 - read), 0) if model.base.context else most
 
 
-def _decode(model: Model, rows: Sequence[Tokens], most: int, sampling: Sampling, pad: int) -> Iterator[list[int]]:
+def _decode(
+    model: Model, rows: Sequence[Tokens], most: int, sampling: Sampling, pad: int, prefix: Prefix = shared.NOTHING
+) -> Iterator[list[int]]:
     """One id for every row at each step, `most` times."""
     draws = [_generator(row, sampling.seed) for row in rows]
+    said: list[list[int]] = [[] for _ in rows]
     with torch.no_grad():
-        if model.base.kind == "encoder-decoder":
-            batch = collate(rows, pad).to(model.device)
-            encoded = model.hf.get_encoder()(input_ids=batch.ids, attention_mask=batch.document)
-            ids, cache = torch.full((len(rows), 1), model.start_id), None
-            for _ in range(most):
-                out = model.hf(
-                    encoder_outputs=encoded,
-                    attention_mask=batch.document,
-                    decoder_input_ids=ids,
-                    past_key_values=cache,
-                    use_cache=True,
-                )
-                cache = out.past_key_values
-                ids = _draw(out.logits[:, -1], sampling, draws)
-                yield ids[:, 0].tolist()
-            return
-        batch = collate(rows, pad, left=True).to(model.device)
-        ids, mask, positions, cache = batch.ids, batch.document, batch.positions, None
-        for _ in range(most):
-            out = _step(model, ids, mask, positions, cache, keep=True)
-            ids, cache = _draw(out.logits[:, -1], sampling, draws), out.past_key_values
-            yield ids[:, 0].tolist()
-            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
-            positions = positions[:, -1:] + 1
-            if model.base.context:  # a row that is full runs on beside the others, unheard
-                positions = positions.clamp(max=model.base.context - 1)
+        for logits in _steps(model, rows, said, pad, prefix):
+            if not most:
+                return
+            ids = _draw(logits, sampling, draws)
+            if sampling.temperature <= 0 and logits.dtype == torch.float32:
+                for i in _close(logits):
+                    ids[i] = _alone(model, rows[i], said[i], pad).argmax() if _fits(model, rows[i], said[i]) else ids[i]
+            for new, token in zip(said, ids.tolist(), strict=True):
+                new.append(token)
+            most -= 1
+            yield ids.tolist()
 
 
-def _step(model: Model, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any, keep: bool = False) -> Any:
-    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "use_cache": keep or cache is not None}
-    if cache is not None:
-        inputs["past_key_values"] = cache
-    if model.takes_positions:
-        inputs["position_ids"] = positions
-    if cache is None and model.takes_keep:
-        inputs["logits_to_keep"] = 1
-    return model.hf(**inputs)
+def _steps(
+    model: Model, rows: Sequence[Tokens], said: Sequence[Sequence[int]], pad: int, prefix: Prefix
+) -> Iterator[Tensor]:
+    """(B, V) logits of the next id; before each further step the caller adds the last one to `said`."""
+    if model.base.kind == "encoder-decoder":
+        batch = collate(rows, pad).to(model.device)
+        mask = (batch.document > 0).long()
+        encoded = model.hf.get_encoder()(input_ids=batch.ids, attention_mask=mask)
+        fixed: dict[str, Any] = {"encoder_outputs": encoded, "attention_mask": mask, "use_cache": True}
+        ids, cache = torch.full((len(rows), 1), model.start_id, device=model.device), None
+        while True:
+            out = model.hf(**fixed, decoder_input_ids=ids, past_key_values=cache)
+            yield out.logits[:, -1]
+            cache, ids = out.past_key_values, torch.tensor([[new[-1]] for new in said], device=model.device)
+    before = len(prefix.ids)
+    batch = collate([replace(row, ids=row.ids[before:], weights=row.weights[before:]) for row in rows], pad, left=True)
+    batch = batch.to(model.device)
+    ids, positions, cache = batch.ids, batch.positions + before, prefix.grown(len(rows))
+    mask = torch.nn.functional.pad((batch.document > 0).long(), (before, 0), value=1)
+    keep: dict[str, Any] = {"logits_to_keep": 1} if model.takes_keep else {}
+    while True:
+        places = {"position_ids": positions} if model.takes_positions else {}
+        out = model.hf(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **places, **keep)
+        yield out.logits[:, -1]
+        cache, ids = out.past_key_values, torch.tensor([[new[-1]] for new in said], device=model.device)
+        mask, positions = torch.nn.functional.pad(mask, (0, 1), value=1), positions[:, -1:] + 1
+        if model.base.context:  # a row that is full runs on beside the others, unheard
+            positions = positions.clamp(max=model.base.context - 1)
+
+
+def _close(logits: Tensor) -> list[int]:
+    """Rows whose two likeliest ids are as near as rounding can turn round."""
+    first, second = logits.topk(2).values.T
+    return torch.nonzero(first - second <= CLOSE * logits.abs().amax(-1))[:, 0].tolist()
+
+
+def _fits(model: Model, row: Tokens, new: Sequence[int]) -> bool:
+    return not model.base.context or _room(model, row, len(new) + 1) > len(new)
+
+
+def _alone(model: Model, row: Tokens, new: Sequence[int], pad: int) -> Tensor:
+    """(V,) logits after a row and its new ids, in a pass of its own: they hang on nothing else, to the last bit."""
+    if model.base.kind == "encoder-decoder":
+        source = torch.from_numpy(row.ids).long()[None].to(model.device)
+        ids = torch.tensor([[model.start_id, *new]], device=model.device)
+        return model.hf(input_ids=source, decoder_input_ids=ids, use_cache=False).logits[0, -1]
+    whole = np.append(row.ids, np.asarray(new, np.int32))
+    ((_, logits),) = shared.passes(model, shared.NOTHING, [whole], [np.array([len(whole) - 1])], 1, pad=pad)
+    return logits[0]
 
 
 def _draw(logits: Tensor, sampling: Sampling, draws: Sequence[torch.Generator]) -> Tensor:
-    """(B, 1) next ids from (B, V) logits."""
+    """(B,) next ids from (B, V) logits."""
     if sampling.temperature <= 0:
-        return logits.argmax(-1, keepdim=True)
+        return logits.argmax(-1)
     shares = torch.softmax(logits.float() / sampling.temperature, -1)
     if sampling.top_p < 1:
         order = shares.sort(-1, descending=True)
         outside = order.values.cumsum(-1) - order.values >= sampling.top_p
         shares = shares.masked_fill(outside.gather(-1, order.indices.argsort(-1)), 0)
-    return torch.stack([torch.multinomial(row, 1, generator=draw) for row, draw in zip(shares, draws, strict=True)])
+    return torch.cat([torch.multinomial(row, 1, generator=draw) for row, draw in zip(shares, draws, strict=True)])
 
 
 def _generator(row: Tokens, seed: int) -> torch.Generator:
@@ -242,5 +303,8 @@ def _generator(row: Tokens, seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(told.digest(), "little"))
 
 
-def _row(ids: Sequence[int]) -> Tokens:
-    return Tokens(np.asarray(ids, np.int32), np.zeros(len(ids), np.float32), "", "")
+def _row(ids: Sequence[int], scored: int = 0) -> Tokens:
+    """A row of these ids; the last `scored` of them count."""
+    weights = np.zeros(len(ids), np.float32)
+    weights[len(ids) - scored :] = 1
+    return Tokens(np.asarray(ids, np.int32), weights, "", "")

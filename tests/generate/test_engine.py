@@ -172,7 +172,7 @@ class TestSampling:
             kept = (shares.cumsum(0) - shares) < top_p
             wanted = torch.where(kept, shares, 0.0) / shares[kept].sum()
             draws = [torch.Generator().manual_seed(i) for i in range(4000)]
-            said = engine._draw(logits.expand(4000, 4), Sampling(temperature, top_p), draws)[:, 0]
+            said = engine._draw(logits.expand(4000, 4), Sampling(temperature, top_p), draws)
             found = torch.bincount(said, minlength=4) / 4000
             assert (found[~kept] == 0).all()
             assert ((found - wanted).abs() <= 5 * (wanted * (1 - wanted) / 4000).sqrt() + 1e-9).all()
