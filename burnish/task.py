@@ -100,7 +100,7 @@ class Train:
     evaluate_every: int = setting(0, "steps between validations; 0: four times an epoch", 0)
     save_every: int = setting(0, "steps between checkpoints; 0: at every validation", 0)
     patience: int = setting(8, "validations without improvement before stopping; 0: never stop early", 0)
-    micro_tokens: int = setting(8192, "tokens run at once; changes memory, never the update", 1)
+    micro_tokens: int = setting(0, "tokens run at once; changes memory, never the update; 0: what fits and is fast", 0)
     precision: typing.Literal["auto", "fp32", "bf16"] = setting(
         "auto", "arithmetic of the model; auto: bf16 where the machine has it; updates are summed in fp32 always"
     )

@@ -167,6 +167,23 @@ def check(task: str, *, set: Sequence[str] = (), show: int = 0) -> dict[str, Any
     }
 
 
+def plan(task: str = "", *, rung: str = "", set: Sequence[str] = ()) -> dict[str, Any]:
+    """Say what training will need, and whether that fits this machine.
+
+    Without a task: the largest well-known base that each rung could tune here.
+    """
+    from burnish import kinds
+    from burnish import task as tasks
+    from burnish.climb import foresee, ready, tunable
+
+    if rung and rung not in kinds.names("adapters"):
+        what, do = unknown("trained rung", rung, kinds.names("adapters"))
+        raise TaskError(what, "--rung", do)
+    if not task:
+        return tunable()
+    return foresee(ready(tasks.read(task, set), begin=False), [rung] if rung else [])
+
+
 def climb(task: str, *, set: Sequence[str] = (), again: bool = False, say: Say | None = None) -> Report:
     """Try every rung, cheapest first, and judge all on one test set."""
     from burnish import task as tasks

@@ -263,6 +263,7 @@ def run(
     """A loop.Run over the eight rows; keys of `train` are the task's."""
     settings = Train(
         **{"batch_size": 3, "max_steps": 5, "epochs": 0, "learning_rate": 3e-3, "warmup": 2, "evaluate_every": 2}
+        | {"micro_tokens": 8192}
         | train
     )
     module = kinds.load("methods", method)

@@ -41,7 +41,7 @@ HELP = {
     "set": "A key of the task file and its value, e.g. train.epochs=2; may be given again.",
     "show": "Print so many rows as the model sees them, the trained part marked.",
     "again": "Start afresh instead of going on with what is saved.",
-    "rung": "The one rung to train, e.g. lora.",
+    "rung": "One trained rung, e.g. lora.",
     "fast": "A smaller demo.",
 }
 METAVARS = {"set": "KEY=VALUE", "show": "N", "out": "FILE", "base": "MODEL", "rung": "NAME"}

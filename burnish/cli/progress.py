@@ -16,6 +16,7 @@ from typing import Any
 from rich.live import Live
 from rich.text import Text
 
+from burnish.cli import needs
 from burnish.cli.show import Screen
 from burnish.evaluate import plain
 from burnish.records import Event
@@ -187,6 +188,7 @@ def _plan(numbers: Mapping[str, Any]) -> str:
     words = [f"{tokens[f'tokens_{kind}']:,} {kind}" for kind in ("trained", "masked", "cut")]
     told.append(f"tokens {', '.join(words)}")
     told.append(f"{numbers['steps']:,} steps, {numbers['per_epoch']:,} an epoch")
+    told += [needs.brief(numbers["needs"])] if "needs" in numbers else []
     return " · ".join(told)
 
 

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from burnish.cli import needs
 from burnish.evaluate import plain
 from burnish.records import Comparison, Report, RungResult
 
@@ -217,6 +218,7 @@ def runs(screen: Screen, told: Sequence[Mapping[str, Any]], asked: Asked) -> Non
 VIEWS: dict[str, Callable[[Screen, Any, Asked], None]] = {
     "init": init,
     "check": check,
+    "plan": needs.plan,
     "climb": climb,
     "train": train,
     "evaluate": climb,

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from burnish import store
 from burnish.artifact import Artifact
+from burnish.climb.foresee import foresee, tunable
 from burnish.climb.judge import judge, publish
 from burnish.climb.ladder import folder_of, ready, rungs_of
 from burnish.climb.rungs import made, make_prompted, make_trained
@@ -53,4 +54,4 @@ def climb(task: Task, again: bool, say: Say) -> Report:
     return publish(told, ladder.folder, ladder.rows("test"), "test")
 
 
-__all__ = ["climb", "judge", "made", "make_trained", "publish", "ready"]
+__all__ = ["climb", "foresee", "judge", "made", "make_trained", "publish", "ready", "tunable"]

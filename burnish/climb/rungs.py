@@ -26,6 +26,22 @@ from burnish.train.tune import Job, tune
 Say = Callable[[str, Event], None]
 
 
+def job_of(ladder: Ladder, rung: str) -> Job:
+    """What training a rung needs to know."""
+    return Job(
+        ladder.task,
+        rung,
+        ladder.base,
+        ladder.trained,
+        ladder.method,
+        {key: value for key, value in ladder.task.method.items() if key != "kind"},
+        ladder.prepared.folder,
+        ladder.rung_folder(rung),
+        {"run": ladder.folder.name, "rung": rung, "torch": torch.__version__},
+        ladder.prepared.columns,
+    )
+
+
 def make_trained(ladder: Ladder, rung: str, again: bool, say: Say) -> RungResult:
     """Train one rung, or take the finished one of an earlier sitting."""
     folder = ladder.rung_folder(rung)
@@ -36,23 +52,9 @@ def make_trained(ladder: Ladder, rung: str, again: bool, say: Say) -> RungResult
         if finished is not None:
             say(rung, Event("phase", 0, 0.0, {"text": f"{rung}: already made"}))
             return finished
-        identity = {"run": ladder.folder.name, "rung": rung, "torch": torch.__version__}
-        settings = {key: value for key, value in ladder.task.method.items() if key != "kind"}
-        job = Job(
-            ladder.task,
-            rung,
-            ladder.base,
-            ladder.trained,
-            ladder.method,
-            settings,
-            ladder.prepared.folder,
-            folder,
-            identity,
-            ladder.prepared.columns,
-        )
         started: Mapping[str, Any] = {}
         try:
-            for event in tune(job):
+            for event in tune(job_of(ladder, rung)):
                 say(rung, event)
                 if event.kind == "started":
                     started = event.numbers

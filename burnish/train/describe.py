@@ -27,6 +27,7 @@ from burnish.train.estimate import At, Linear, Rows, Shape, Side, Work
 from burnish.train.plan import Plan
 
 NOWHERE = 1 << 30  # no block
+QUANTISED = {"qlora": "lora"}  # rungs over 4-bit weights, and the one they are in all else
 EXACT = 20_000  # rows whose noise is drawn to count its tokens; of more, so many stand for all
 HEADS = ("num_attention_heads", "n_head", "num_heads", "encoder_attention_heads")
 CROSS = re.compile(r"EncDecAttention|encoder_attn|crossattention|cross_attn")
@@ -39,7 +40,7 @@ def skeleton(base: Base, head: Head, rung: str, task: Task, config: Any = None) 
     """
     with torch.device("meta"):
         model = load.skeleton(base, head, config)
-        adapter = kinds.load("adapters", rung)
+        adapter = kinds.load("adapters", QUANTISED.get(rung, rung))
         adapter.attach(model, task.rung_settings.get(rung, {}), task.train.dropout or 0.0, task.train.seed)
     return model
 

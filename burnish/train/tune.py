@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+
+import torch
 
 from burnish import artifact as artifacts
 from burnish import kinds, store
@@ -18,9 +21,8 @@ from burnish.artifact import Artifact
 from burnish.data.prepare import examples
 from burnish.data.validate import BadRows
 from burnish.errors import DataError, TrainError
-from burnish.models import base as models
 from burnish.models import load
-from burnish.models.base import Base
+from burnish.models.base import Base, Head
 from burnish.records import Event, Example, Problem
 from burnish.task import Task
 from burnish.tokens import ask
@@ -28,9 +30,12 @@ from burnish.tokens.batch import Batches
 from burnish.tokens.contract import Contract
 from burnish.tokens.encode import Count, Encoding, Tokens, encode_all
 from burnish.tokens.tokenizer import Tokenizer
-from burnish.train import checkpoint, loop, memory, optim
-from burnish.train.plan import plan
+from burnish.train import calibrate, checkpoint, describe, estimate, loop, memory, optim
+from burnish.train.estimate import Estimate, Work
+from burnish.train.plan import Plan, plan
 from burnish.train.run import Run
+
+LIGHTER = ("qlora", "lora", "full")  # rungs of one kind by what they need, least first
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,10 @@ class Job:
     folder: Path
     identity: Mapping[str, Any]
     columns: Mapping[str, Any]
+
+    @property
+    def head(self) -> Head:
+        return Head(self.contract.head, self.contract.labels)  # type: ignore[arg-type]
 
 
 def tune(job: Job) -> Iterator[Event]:
@@ -66,42 +75,93 @@ def tune(job: Job) -> Iterator[Event]:
         ) from None
 
 
-def _tune(job: Job) -> Iterator[Event]:
+@dataclass(frozen=True)
+class Prepared:
+    """A job before any weight is read: its rows as tokens, its Plan, and its batches (not yet cut for a machine)."""
+
+    train: Encoded
+    held: Encoded
+    method: ModuleType
+    settings: Any
+    plan: Plan
+    batches: Batches
+    validation: Batches
+
+    @property
+    def dropped(self) -> int:
+        return len(self.train.dropped) + len(self.held.dropped)
+
+
+def prepare(job: Job) -> Prepared:
+    """Encode the rows and decide the run's numbers; writes nothing."""
     settings = job.task.train
     tokenizer = Tokenizer.load(job.base.folder)
     encoding = job.contract.encoding(tokenizer, job.base.kind)
-    told = _encoded(job, encoding)
-    train, held = told["train"], told["validation"]
-    adapter = kinds.load("adapters", job.rung)
+    train, held = (
+        encode(examples(job.data, split), encoding, job.contract, job.task) for split in ("train", "validation")
+    )
     method = kinds.load("methods", job.method)
     own = method.Settings(**job.method_settings)
-    model = load.load(
-        job.base,
-        models.Head(job.contract.head, job.contract.labels),  # type: ignore[arg-type]
-        dropout=settings.dropout if job.rung == "full" else None,
-        seed=settings.seed,
-    )
-    adapter.attach(model, job.task.rung_settings.get(job.rung, {}), settings.dropout or 0.0, settings.seed)
-    begun = checkpoint.identity_of(job.folder / "checkpoints")  # auto on another machine goes on as it began
-    precision = begun.get("precision") or optim.precision(settings.precision, model.device)
-    planned = plan(settings, len(train.tokens), job.base.width, adapter.RATE)
     corrupt = method.corruption(job.base.kind, tokenizer, own) if hasattr(method, "corruption") else None
     pad = tokenizer.id("pad") or 0
     batches, validation = (
         Batches(part.tokens, settings.batch_size, settings.micro_tokens, settings.seed, pad, corrupt)
         for part in (train, held)
     )
+    planned = plan(settings, len(train.tokens), job.base.width, kinds.load("adapters", job.rung).RATE)
+    return Prepared(train, held, method, own, planned, batches, validation)
+
+
+def needs(job: Job, prepared: Prepared) -> Estimate:
+    """What the run will need on this machine, and where that is too much, which rungs would need less."""
+
+    def work(rung: str) -> Work:
+        return describe.work(
+            describe.skeleton(job.base, job.head, rung, job.task),
+            job.task,
+            prepared.plan,
+            prepared.batches,
+            prepared.validation,
+            job.contract.too_long == "split",
+            rung in describe.QUANTISED,
+        )
+
+    own = work(job.rung)
+    machine = calibrate.machine(own.shape, own.element, torch.device(own.device))
+    told = estimate.estimate(own, machine)
+    if told.verdict == "fits" or job.base.random:
+        return told
+    lighter = LIGHTER[: LIGHTER.index(job.rung)] if job.rung in LIGHTER else ()
+    return estimate.estimate(own, machine, {rung: work(rung) for rung in lighter if rung in kinds.names("adapters")})
+
+
+def _tune(job: Job) -> Iterator[Event]:
+    settings = job.task.train
+    prepared = prepare(job)
+    _keep(job, prepared)
+    needed = needs(job, prepared)
+    model = load.load(job.base, job.head, dropout=settings.dropout if job.rung == "full" else None, seed=settings.seed)
+    adapter = kinds.load("adapters", job.rung)
+    adapter.attach(model, job.task.rung_settings.get(job.rung, {}), settings.dropout or 0.0, settings.seed)
+    begun = checkpoint.identity_of(job.folder / "checkpoints")  # auto on another machine goes on as it began
+    precision = begun.get("precision") or optim.precision(settings.precision, model.device)
+    micro_tokens = begun.get("micro_tokens") or needed.micro_tokens
+    recompute = begun.get("recompute", needed.recompute)
+    batches, validation = (
+        replace(part, micro_tokens=micro_tokens, packed=model.packs) for part in (prepared.batches, prepared.validation)
+    )
     run = Run(
         model,
-        method,
-        own,
+        prepared.method,
+        prepared.settings,
         settings,
-        planned,
+        prepared.plan,
         batches,
-        validation if held.tokens else None,
+        validation if validation.rows else None,
         job.folder / "checkpoints",
-        {**job.identity, "precision": precision},
+        {**job.identity, "precision": precision, "micro_tokens": micro_tokens, "recompute": recompute},
         optim.DTYPES[precision],
+        recompute,
     )
     trained = load.count(model.trainable().values())
     started = {
@@ -109,15 +169,18 @@ def _tune(job: Job) -> Iterator[Event]:
         "method": job.method,
         "parameters": load.count(model.hf.parameters()),
         "trained": trained,
-        "rows": train.count.rows,
-        "dropped": len(train.dropped) + len(held.dropped),
-        "tokens": train.count.to_json(),
+        "rows": prepared.train.count.rows,
+        "dropped": prepared.dropped,
+        "tokens": prepared.train.count.to_json(),
         "precision": precision,
-        **planned.to_json(),
+        "needs": needed.to_json(),
+        **prepared.plan.to_json(),
     }
     log = job.folder / "events.jsonl"
     yield Event("started", 0, 0.0, started)
-    if not held.tokens:
+    if needed.verdict == "does not fit":
+        yield Event("warned", 0, 0.0, {"text": f"this does not fit: {too_much(needed)}"})
+    if not validation.rows:
         yield Event("warned", 0, 0.0, {"text": "no validation rows: no early stopping, and the last weights are kept"})
     first = True
     with memory.guarded():
@@ -138,8 +201,8 @@ def _tune(job: Job) -> Iterator[Event]:
         "tokens": run.progress.tokens,
         "trained": trained,
         "method": job.method,
-        "rows": train.count.rows,
-        "learning_rate": planned.peak,
+        "rows": prepared.train.count.rows,
+        "learning_rate": prepared.plan.peak,
         "stopped": run.progress.done,
         "columns": dict(job.columns),
     }
@@ -173,16 +236,23 @@ def encode(rows: Sequence[Example], encoding: Encoding, contract: Contract, task
     return Encoded(tokens, count, [problem for _, problem in problems])
 
 
-def _encoded(job: Job, encoding: Encoding) -> dict[str, Encoded]:
-    told = {
-        split: encode(examples(job.data, split), encoding, job.contract, job.task) for split in ("train", "validation")
-    }
+def _keep(job: Job, prepared: Prepared) -> None:
+    """Write what became of every row and token; raises DataError when none is left to train on."""
+    told = {"train": prepared.train, "validation": prepared.held}
     dropped = [{"split": split, **problem.to_json()} for split, part in told.items() for problem in part.dropped]
     store.write_jsonl(job.folder / "dropped.jsonl", dropped)
     store.write_json(job.folder / "tokens.json", {split: part.count.to_json() for split, part in told.items()})
-    if not told["train"].tokens:
+    if not prepared.train.tokens:
         raise DataError("No row is left to train on", str(job.folder / "dropped.jsonl"), "see there for the reasons")
-    return told
+
+
+def too_much(needed: Estimate) -> str:
+    """What is lacking, and the first change that mends it."""
+    peak = needed.parts["peak"]
+    what = f"about {peak / 1e9:.1f} GB of memory are needed, and {needed.room / 1e9:.1f} GB are free"
+    if peak <= needed.room:
+        what = f"{needed.disk.value / 1e9:.1f} GB of disk are needed, more than are free"
+    return f"{what}; {needed.remedies[0].text if needed.remedies else 'take a smaller base'}"
 
 
 def _begin(log: Path, first: Event) -> None:

@@ -82,6 +82,32 @@ def check(task: str, *, set: Sequence[str] = (), show: int = 0) -> dict[str, Any
     return {"data": card, "tokens": tokens, "problems": problems, "shown": shown, "ok": ok}
 
 
+def figure(value: float, error: float = 0.0) -> dict[str, float]:
+    return {"value": value, "low": value * (1 - error), "high": value * (1 + error)}
+
+
+def needs(verdict: str = "fits") -> dict[str, Any]:
+    exact = {"parameters": 134_515_008, "trained": 4_884_480, "tokens": 1_000_000, "steps": 300}
+    told: dict[str, Any] = {name: figure(value) for name, value in exact.items()}
+    told |= {"seconds": figure(600.0, 0.2), "cpu": figure(3e9, 0.1), "gpu": figure(0.0), "disk": figure(80e6, 0.05)}
+    told |= {"micro_tokens": 1024, "recompute": verdict != "fits", "verdict": verdict, "room": 21e9, "remedies": []}
+    if verdict != "fits":
+        text = "limit rows to 512 tokens, which leaves out 7 of 300 training rows"
+        override = ["data.max_length=512", "data.too_long=drop"]
+        told["remedies"] = [{"text": text, "set": override, "rung": "", "rows_cut": 7, "peak": 2e9}]
+        told["remedies"] += [{"text": "train qlora instead", "set": [], "rung": "qlora", "rows_cut": 0, "peak": 1e9}]
+    return told
+
+
+def plan(task: str = "", *, rung: str = "", set: Sequence[str] = ()) -> dict[str, Any]:
+    """Plan."""
+    if not task:
+        row = {"rung": "lora", "name": "Llama 3.1 8B", "parameters": 8_030_261_248, "peak": 19e9}
+        return {"largest": [row, row | {"rung": "full", "name": "", "parameters": 0}], "room": 21e9, "row": 512}
+    rungs = {"lora": needs(), "full": needs("does not fit" if rung == "full" else "tight")}
+    return {"base": "burnish-tiny", "method": "sft", "rungs": rungs, "ok": rung != "full"}
+
+
 def climb(task: str, *, set: Sequence[str] = (), again: bool = False, say: Say | None = None) -> Report:
     """Climb the rungs."""
     print("a library prints")
@@ -125,7 +151,8 @@ def demo(*, fast: bool = False, say: Say | None = None) -> Report:
 
 
 VERBS = {
-    name: globals()[name] for name in ("init", "check", "climb", "train", "evaluate", "predict", "chat", "runs", "demo")
+    name: globals()[name]
+    for name in ("init", "check", "plan", "climb", "train", "evaluate", "predict", "chat", "runs", "demo")
 }
 
 
