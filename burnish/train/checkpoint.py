@@ -170,7 +170,7 @@ def identity_of(folder: Path) -> Mapping[str, Any]:
 
 
 def read(path: Path) -> Checkpoint:
-    """A checkpoint that `newest` has found good, in this process or another; its tensors are verified when asked for."""
+    """A checkpoint that `newest` has found good, here or in another process; its tensors are verified when asked for."""
     manifest = _manifest(path)
     state = json.loads(_verified(path / STATE, manifest["files"][STATE]))
     return Checkpoint(path, manifest["step"], state, manifest["files"])
@@ -216,7 +216,9 @@ def _write_checkpoint(
     try:
         staged.mkdir()
         told = shards(staged) if shards else {}
-        files = {f"{name}.safetensors": _safetensors(group) for name, group in tensors.items() if not (shards and group)}
+        files = {
+            f"{name}.safetensors": _safetensors(group) for name, group in tensors.items() if not (shards and group)
+        }
         files[STATE] = iter([json.dumps(state, indent=1).encode()])
         manifest = {
             "format": FORMAT,

@@ -22,9 +22,11 @@ from burnish.errors import TrainError
 from burnish.models.model import Model
 from burnish.records import Event
 from burnish.tokens.batch import Batch
-from burnish.train import checkpoint, memory, optim
+from burnish.train import memory, optim
 from burnish.train.optim import Masters
 from burnish.train.run import Progress, Run
+
+GROUPS = ("weights", "optimizer", "best")  # of a checkpoint's tensors
 
 
 def fit(run: Run) -> Iterator[Event]:
@@ -58,8 +60,7 @@ def fit(run: Run) -> Iterator[Event]:
         optimizer.step()
         masters.round()
         masters.clear()
-        counts = ranks.sum(sum(int((batch.document > 0).sum()) for batch in micro), store.stop_requested())
-        tokens, stopping = int(counts[0]), counts[1] > 0
+        tokens = int(ranks.sum(sum(int((batch.document > 0).sum()) for batch in micro))[0])
         state.step, state.tokens, state.seconds = step, state.tokens + tokens, time.monotonic() - began
         yield Event(
             "step",
@@ -84,6 +85,7 @@ def fit(run: Run) -> Iterator[Event]:
             state.done = "all steps done"
         elif settings.patience and state.stale >= settings.patience:
             state.done = f"no improvement in {state.stale} validations"
+        stopping = ranks.sum(store.stop_requested())[0] > 0
         if state.done or stopping or step % plan.save_every == 0:
             yield _saved(run, masters, optimizer, began)
         if stopping and not state.done:
@@ -113,11 +115,10 @@ def _gradient(run: Run, masters: Masters, step: int) -> tuple[list[Batch], float
 def _backward(run: Run, micro: Sequence[Batch], total: float) -> float:
     """Add up this rank's gradients; returns its part of the step's loss."""
     loss = torch.zeros((), dtype=torch.float64)
-    for number, batch in enumerate(run.watched(run.ranks.passes(micro, run.batches))):
+    for batch, counts in run.watched(micro, run.batches):
         batch = batch.to(run.model.device)
         part = run.method.loss(run.model(batch), batch, run.method_settings) / total
-        if number >= len(micro):  # only to keep other ranks company
-            part = part * 0.0
+        part = part if counts else part * 0.0
         part.backward()
         loss += part.detach().double().cpu()
     return loss.item()
@@ -125,32 +126,32 @@ def _backward(run: Run, micro: Sequence[Batch], total: float) -> float:
 
 def _validation_loss(run: Run) -> float:
     assert run.validation is not None
-    own = list(run.validation.once())
-    batches = run.watched(run.ranks.passes(own, run.validation))
-    sums = run.ranks.together(partial(_sums, run.model, run.method, run.method_settings, batches, len(own)))
-    total, weight = run.ranks.sum(*sums)
+    batches = run.watched(run.validation.once(), run.validation)
+    total, weight = run.ranks.sum(
+        *run.ranks.together(partial(_sums, run.model, run.method, run.method_settings, batches))
+    )
     return total / max(weight, 1e-12)
 
 
 def validation_loss(model: Model, method: ModuleType, settings: Any, batches: Iterable[Batch]) -> float:
     """Sum of losses over sum of weights, in float64: the same whatever the batch size or order."""
-    total, weight = _sums(model, method, settings, batches)
+    total, weight = _sums(model, method, settings, ((batch, True) for batch in batches))
     return total / max(weight, 1e-12)
 
 
 def _sums(
-    model: Model, method: ModuleType, settings: Any, batches: Iterable[Batch], counted: float = math.inf
+    model: Model, method: ModuleType, settings: Any, batches: Iterable[tuple[Batch, bool]]
 ) -> tuple[float, float]:
-    """The sums of losses and of weights over the first `counted` batches; the others are run for nothing."""
+    """The sums of losses and of weights over the batches that count."""
     was = model.training
     total, weight = 0.0, 0.0
     try:
         model.eval()
         with torch.no_grad():
-            for number, batch in enumerate(batches):
+            for batch, counts in batches:
                 batch = batch.to(model.device)
                 value = float(method.loss(model(batch), batch, settings).double())
-                if number < counted:
+                if counts:
                     total, weight = total + value, weight + method.weight(batch)
     finally:
         model.train(was)

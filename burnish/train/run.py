@@ -67,14 +67,15 @@ class Run:
     ranks: Ranks = field(default_factory=Ranks)
     at_work: Batch | None = None
 
-    def watched(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The same batches; the one in hand is known when memory runs out."""
-        for self._at_work in batches:
-            yield self._at_work
+    def watched(self, own: Iterable[Batch], batches: Batches) -> Iterator[tuple[Batch, bool]]:
+        """What to run and whether it counts (see `Ranks.passes`); the one in hand is known when memory runs out."""
+        for batch, counts in self.ranks.passes(own, batches):
+            self.at_work = batch
+            yield batch, counts
 
     def smaller(self) -> Event:
         """Halve the tokens run at once, down to one row, then keep no activations; raises TrainError after that."""
-        state, batch = self.progress, self._at_work
+        state, batch = self.progress, self.at_work
         if batch is not None and batch.rows > 1:
             size = batch.ids.numel() + (0 if batch.source is None else batch.source.numel())
             state.micro_tokens = max(min(size, self.batches.micro_tokens) // 2, 1)
@@ -98,6 +99,8 @@ class Run:
         if size:
             self.batches = replace(self.batches, micro_tokens=size)
             self.validation = self.validation and replace(self.validation, micro_tokens=size)
-        self.recompute = self.recompute or self.progress.recompute
+        hf = self.model.hf
+        self.recompute = (self.recompute or self.progress.recompute) and hf.supports_gradient_checkpointing
         if self.recompute:
-            self.model.hf.gradient_checkpointing_enable({"use_reentrant": False})
+            newer = getattr(hf, "activation_checkpointing_enable", None)  # its name in transformers 6
+            (newer or hf.gradient_checkpointing_enable)({"use_reentrant": False})

@@ -1,0 +1,380 @@
+"""Several processes train one model: what they must agree on, and how the model lies over their devices.
+
+In: the environment that torchrun (or `launch.py`) gives each process, and a model.  Out: a `Ranks`, by which the loop
+reads the same with one process and with many.  The rows of a step do not depend on how many ranks there are: each takes
+a share of them, weights and losses are summed over all, and gradients are summed, never averaged.
+
+Two ways, both PyTorch's own: `Replicated` (every rank holds the whole model, gradients are all-reduced) and `Sharded`
+(FSDP2's `fully_shard`: weights, gradients and optimizer state are cut over the ranks; checkpoints by DCP).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from burnish.errors import CheckpointError, TrainError
+from burnish.models.model import Model
+from burnish.tokens.batch import Batch, Batches
+from burnish.train import checkpoint, memory
+from burnish.train.checkpoint import Checkpoint
+
+BUCKET = 64 << 20  # bytes of gradients that travel at once
+ROOM = 0.6  # share of a device's memory for weights, gradients and optimizer; the rest is for activations
+PATIENCE = timedelta(hours=1)  # so long may a rank wait for one that saves; a death is noticed by the launcher
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """One process: all is its own, and nothing needs to be agreed on."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes events, manifests and artifacts."""
+        return self.rank == 0
+
+    def prepare(self, model: Model, precision: torch.dtype) -> tuple[Ranks, torch.dtype]:
+        """Put the model where it trains; returns the ranks for the loop, and the arithmetic that is left to it."""
+        return self, precision
+
+    def sum(self, *values: float) -> list[float]:
+        """Each number summed over ranks, in their order, so that all have the same bits."""
+        return [float(value) for value in values]
+
+    def tell(self, value: Any, source: int = 0) -> Any:
+        """What one rank says, on every rank; plain JSON."""
+        return value
+
+    def passes(self, own: Iterable[Batch], batches: Batches) -> Iterable[tuple[Batch, bool]]:
+        """This rank's micro-batches, and whether each counts or is only run to keep other ranks company."""
+        return ((batch, True) for batch in own)
+
+    def together(self, work: Callable[[], T]) -> T:
+        """What `work` returns; runs out of memory on every rank when it does on one."""
+        return work()
+
+    def reduce(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Sum every gradient over ranks, where backward has not done so."""
+
+    def whole(self, value: Tensor) -> Tensor:
+        """A tensor that may be cut over ranks, in full."""
+        return value
+
+    def newest(self, folder: Path, identity: Mapping[str, Any]) -> Checkpoint | None:
+        """As `checkpoint.newest`."""
+        return checkpoint.newest(folder, identity)
+
+    def tensors(self, found: Checkpoint, group: str, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A group of a checkpoint; those named as in `like` (up to a `|`) and of that shape are laid out as there."""
+        return found.tensors(group)
+
+    def save(
+        self,
+        folder: Path,
+        step: int,
+        tensors: Mapping[str, Mapping[str, Tensor]],
+        state: Mapping[str, Any],
+        identity: Mapping[str, Any],
+    ) -> Path:
+        """As `checkpoint.save`."""
+        return checkpoint.save(folder, step, tensors, state, identity)
+
+    def gather(self, model: Model) -> None:
+        """Have the trained weights in full on the main rank, as an artifact needs them."""
+
+
+@dataclass(frozen=True)
+class Replicated(Ranks):
+    """Every rank holds the whole model.
+
+    local: ranks on this machine.  shard: cut the model even where it would fit.
+    """
+
+    device: torch.device = torch.device("cpu")
+    local: int = 1
+    shard: bool = False
+
+    def prepare(self, model: Model, precision: torch.dtype) -> tuple[Ranks, torch.dtype]:
+        # every rank must come to the same answer, and free memory differs
+        if not self.shard and not self.sum(not fits(model, self.device, self.local))[0]:
+            model.to(self.device)
+            with torch.no_grad():
+                for value in model.trainable().values():  # drawn from one seed; now surely equal
+                    dist.broadcast(value, 0)
+            return self, precision
+        _shard(model, self.device, precision)
+        return Sharded(self.rank, self.size, self.device, self.local, True), torch.float32
+
+    def sum(self, *values: float) -> list[float]:
+        told = self._each(*values)
+        return [sum(row[i] for row in told) for i in range(len(values))]
+
+    def _each(self, *values: float) -> list[list[float]]:
+        own = torch.tensor([values], dtype=torch.float64, device=self.device)
+        told = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(told, own)
+        return torch.cat(told).tolist()  # type: ignore[no-any-return]
+
+    def tell(self, value: Any, source: int = 0) -> Any:
+        # not torch's object collectives: they unpickle whatever comes over the network
+        text = json.dumps(value).encode() if self.rank == source else b""
+        size = torch.tensor(len(text), device=self.device)
+        dist.broadcast(size, source)
+        data = torch.tensor(list(text) or [0] * int(size), dtype=torch.uint8, device=self.device)
+        dist.broadcast(data, source)
+        return json.loads(bytes(data.tolist()))
+
+    def together(self, work: Callable[[], T]) -> T:
+        told: T | Exception
+        try:
+            told = work()
+        except Exception as problem:
+            if not memory.ran_out(problem):
+                raise
+            told = MemoryError(*problem.args)
+        if self.sum(isinstance(told, MemoryError))[0]:
+            raise MemoryError("a rank ran out of memory")
+        return told  # type: ignore[return-value]
+
+    def reduce(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        values = list(parameters.values())
+        used = torch.tensor([value.grad is not None for value in values], dtype=torch.int32, device=self.device)
+        dist.all_reduce(used, dist.ReduceOp.MAX)  # a rank without rows has no gradients; what nobody used stays without
+        kept = [value for value, on in zip(values, used.tolist(), strict=True) if on]
+        for bucket in _buckets(kept):
+            for value in bucket:
+                if value.grad is None:
+                    value.grad = torch.zeros_like(value)
+            flat = torch.cat([value.grad.reshape(-1) for value in bucket])
+            dist.all_reduce(flat)
+            for value, piece in zip(bucket, flat.split([value.numel() for value in bucket]), strict=True):
+                value.grad.copy_(piece.view_as(value))
+
+    def newest(self, folder: Path, identity: Mapping[str, Any]) -> Checkpoint | None:
+        found = checkpoint.newest(folder, identity) if self.main else None
+        path = self.tell(str(found.path) if found else "")
+        return found if self.main or not path else checkpoint.read(Path(path))
+
+    def save(
+        self,
+        folder: Path,
+        step: int,
+        tensors: Mapping[str, Mapping[str, Tensor]],
+        state: Mapping[str, Any],
+        identity: Mapping[str, Any],
+    ) -> Path:
+        if self.main:
+            return checkpoint.save(folder, step, tensors, state, identity)
+        return folder / f"{step:06d}"
+
+
+@dataclass(frozen=True)
+class Sharded(Replicated):
+    """Every rank holds its share of each weight and fetches the rest of a layer when it comes to it.
+
+    Fetching is collective, so all ranks run equally many micro-batches: who has fewer runs one again, for nothing.
+    """
+
+    def passes(self, own: Iterable[Batch], batches: Batches) -> Iterable[tuple[Batch, bool]]:
+        own = list(own)
+        most = int(max(row[0] for row in self._each(len(own))))
+        return [(batch, True) for batch in own] + [(batches.spare(), False)] * (most - len(own))
+
+    def together(self, work: Callable[[], T]) -> T:
+        try:
+            return work()
+        except Exception as problem:
+            if not memory.ran_out(problem):
+                raise
+            raise TrainError(  # the others wait inside a layer: there is no going on together
+                "Out of memory",
+                f"rank {self.rank} of {self.size}",
+                "lower train.micro_tokens or data.max_length, or use more devices; the last checkpoint is intact",
+            ) from None
+
+    def reduce(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Nothing is left to do: backward has scattered the sums."""
+
+    def whole(self, value: Tensor) -> Tensor:
+        return value.full_tensor() if hasattr(value, "full_tensor") else value
+
+    def tensors(self, found: Checkpoint, group: str, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        import torch.distributed.checkpoint as dcp
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
+        if f"{group}.safetensors" in found.files:  # written by one process
+            return {name: self._laid_out(name, value, like) for name, value in found.tensors(group).items()}
+        reader = HuggingFaceStorageReader(str(found.path / group))
+        told = {}
+        for name, item in reader.read_metadata().state_dict_metadata.items():
+            shape = torch.empty(item.size, dtype=item.properties.dtype, device="meta")
+            told[name] = self._laid_out(name, shape, like)
+        dcp.load(told, storage_reader=reader)
+        return told
+
+    def _laid_out(self, name: str, value: Tensor, like: Mapping[str, Tensor]) -> Tensor:
+        """A full tensor (or a shape without numbers) as this rank's share of it."""
+        from torch.distributed.tensor import DTensor, Shard
+
+        model: Any = like.get(name.rpartition("|")[0] or name)
+        if model is None or model.shape != value.shape or not isinstance(model, DTensor):
+            return torch.empty_like(value, device="cpu") if value.is_meta else value
+        local = model.to_local()
+        if value.is_meta:
+            share = torch.empty_like(local, dtype=value.dtype)
+        else:
+            assert model.placements == (Shard(0),)
+            parts = value.chunk(self.size)
+            share = parts[self.rank] if self.rank < len(parts) else value[:0]
+        return DTensor.from_local(
+            share.to(self.device), model.device_mesh, model.placements, shape=model.shape, stride=model.stride()
+        )
+
+    def save(
+        self,
+        folder: Path,
+        step: int,
+        tensors: Mapping[str, Mapping[str, Tensor]],
+        state: Mapping[str, Any],
+        identity: Mapping[str, Any],
+    ) -> Path:
+        if not self.main:
+            if staged := self.tell(None):
+                self._write(Path(staged), tensors)
+            return folder / f"{step:06d}"
+        begun = []
+
+        def write(staged: Path) -> dict[str, dict[str, Any]]:
+            begun.append(self.tell(str(staged)))
+            return self._write(staged, tensors)
+
+        path = checkpoint.save(folder, step, tensors, state, identity, shards=write)
+        if not begun:  # that step was saved before
+            self.tell("")
+        return path
+
+    def _write(self, staged: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Any]]:
+        """Every rank writes and syncs its own shards; returns size and SHA-256 of all files."""
+        import torch.distributed.checkpoint as dcp
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+
+        own = {}
+        for name, group in tensors.items():
+            if not group:
+                continue
+            writer = HuggingFaceStorageWriter(str(staged / name), save_distributed=True)
+            try:
+                dcp.save(dict(group), storage_writer=writer)
+            except dcp.CheckpointException as problem:
+                first = next(iter(problem.failures.values()))[0]
+                raise first if isinstance(first, OSError) else CheckpointError(str(first), str(staged)) from None
+            for path in (staged / name).glob(f"shard-{self.rank + 1:05d}-*"):
+                own[f"{name}/{path.name}"] = checkpoint.entry(path)
+        return {name: item for rank in range(self.size) for name, item in self.tell(own, rank).items()}
+
+    def gather(self, model: Model) -> None:
+        full: dict[int, nn.Parameter] = {}
+        for module in model.modules():
+            for name, value in module._parameters.items():
+                if value is None or not value.requires_grad or not hasattr(value, "full_tensor"):
+                    continue
+                if id(value) not in full:
+                    full[id(value)] = nn.Parameter(value.full_tensor().cpu())
+                if self.main:
+                    module._parameters[name] = full[id(value)]
+                else:
+                    full[id(value)] = value  # only its place is needed
+
+
+@contextlib.contextmanager
+def begin(shard: bool = False) -> Iterator[Ranks]:
+    """The ranks that torchrun's variables name (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR ...), connected."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield Ranks()
+        return
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    cuda = torch.cuda.is_available()
+    if cuda and local >= torch.cuda.device_count():
+        raise TrainError(
+            f"There are {torch.cuda.device_count()} devices here, and rank {local} of this machine needs one more",
+            "--devices",
+            f"give --devices {torch.cuda.device_count()}",
+        )
+    device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    dist.init_process_group("cuda:nccl,cpu:gloo" if cuda else "gloo", timeout=PATIENCE)
+    try:
+        yield Replicated(int(os.environ["RANK"]), size, device, int(os.environ.get("LOCAL_WORLD_SIZE", "1")), shard)
+    finally:
+        dist.destroy_process_group()
+
+
+def fits(model: Model, device: torch.device, local: int) -> bool:
+    """Whether weights, gradients and two moments leave room for activations on a device that `local` ranks share."""
+    trained = sum(value.numel() for value in model.trainable().values())
+    stored = sum(value.numel() * value.element_size() for value in model.parameters())
+    room = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else memory.free() // local + stored
+    return stored + 12 * trained <= ROOM * room
+
+
+def _shard(model: Model, device: torch.device, precision: torch.dtype) -> None:
+    """Cut a model over all ranks, block by block: blocks are the entries of its outermost lists of modules."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+    _ = model.packs, model.lays_bare  # they try the model out, which a cut one allows only as a whole
+    for value in model.parameters():
+        value.data = value.data.to(torch.float32 if value.requires_grad else precision)
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    low = None if precision == torch.float32 else precision
+    policy = MixedPrecisionPolicy(low, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    # FSDP looks for tensors to hook in what a module returns, and does not look into Outputs
+    model.register_forward_hook(lambda module, told, out: (out, out._logits, out.hidden))
+    for block in _blocks(model.hf):
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+    model.register_forward_hook(lambda module, told, out: out[0])
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)  # a sum
+            module.set_force_sum_reduction_for_comms(True)
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """The entries of outermost module lists; a list of one may be a block that runs many times (ALBERT)."""
+    for child in module.children():
+        if isinstance(child, nn.ModuleList) and len(child) > 1:
+            yield from child
+        else:
+            yield from _blocks(child)
+
+
+def _buckets(values: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Parameters in groups of one gradient type and at most BUCKET bytes (one parameter always fits)."""
+    bucket: list[nn.Parameter] = []
+    size = 0
+    for value in values:
+        own = value.numel() * value.element_size()
+        if bucket and (size + own > BUCKET or value.dtype != bucket[0].dtype):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(value)
+        size += own
+    if bucket:
+        yield bucket
