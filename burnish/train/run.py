@@ -67,6 +67,12 @@ class Run:
     ranks: Ranks = field(default_factory=Ranks)
     at_work: Batch | None = None
 
+    def share(self, ranks: Ranks) -> None:
+        """Work at it with other processes: the model goes where it trains, and each rank has its share of the rows."""
+        self.ranks, self.precision = ranks.prepare(self.model, self.precision)
+        self.batches = replace(self.batches, rank=ranks.rank, ranks=ranks.size)
+        self.validation = self.validation and replace(self.validation, rank=ranks.rank, ranks=ranks.size)
+
     def watched(self, own: Iterable[Batch], batches: Batches) -> Iterator[tuple[Batch, bool]]:
         """What to run and whether it counts (see `Ranks.passes`); the one in hand is known when memory runs out."""
         for batch, counts in self.ranks.passes(own, batches):
