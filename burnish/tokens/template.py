@@ -158,15 +158,21 @@ def _squeezed(text: str) -> str:
 
 def _run(template: Template, messages: Sequence[Message], tokenizer: Tokenizer, generation_prompt: bool) -> str:
     roles = {"developer": "system"} if "developer" not in template.text else {}
-    turns = [{"role": roles.get(turn.role, turn.role), "content": turn.content} for turn in messages]
+    turns = tuple((roles.get(turn.role, turn.role), turn.content) for turn in messages)
     own = {f"{name}_token": token for name, token in tokenizer.special.items()}
     own.setdefault("bos_token", "")
     own.setdefault("eos_token", "")
     if template.name != "chat":  # ours carry BOS only where the model's texts do
         own["bos_token"] = tokenizer.bos_text
+    return _written(template.text, turns, tuple(own.items()), generation_prompt)
+
+
+@lru_cache(maxsize=256)  # the prompts of one task begin with the same turns
+def _written(text: str, turns: tuple[tuple[str, str], ...], own: tuple[tuple[str, str], ...], opened: bool) -> str:
+    told = [{"role": role, "content": content} for role, content in turns]
     try:
-        return _compiled(template.text).render(
-            messages=turns, tools=None, documents=None, add_generation_prompt=generation_prompt, _steps=[0], **own
+        return _compiled(text).render(
+            messages=told, tools=None, documents=None, add_generation_prompt=opened, _steps=[0], **dict(own)
         )
     except Exception as problem:  # the template is a stranger's program
         if isinstance(problem, TokenError):

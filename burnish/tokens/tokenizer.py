@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from burnish.errors import ModelError, TokenError
 
 SPECIALS = ("bos", "eos", "pad", "unk", "mask", "cls", "sep")
 MAX_BYTES = 200_000_000
+REMEMBERED = 1 << 14  # characters of the longest text whose ids are kept for the next time
 
 
 @dataclass
@@ -82,15 +83,24 @@ class Tokenizer:
         guarded: (start, end) characters within which a control token is ordinary text.
         continued: the text goes on from other text, so that no word-start mark is put before it.
         """
+        known = self._lately if len(text) <= REMEMBERED else self._encode
+        return list(known(text, tuple(guarded), continued))
+
+    @cached_property
+    def _lately(self) -> Callable[[str, tuple[tuple[int, int], ...], bool], tuple[int, ...]]:
+        """`_encode` with a memory: the prompts of one task begin alike, and each is encoded up to the same edges."""
+        return lru_cache(maxsize=256)(self._encode)
+
+    def _encode(self, text: str, guarded: tuple[tuple[int, int], ...], continued: bool) -> tuple[int, ...]:
         if not guarded and not continued:
-            return list(self.backend.encode(text, add_special_tokens=False).ids)
+            return tuple(self.backend.encode(text, add_special_tokens=False).ids)
         ids: list[int] = []
         at, backend = 0, self._continuing if continued else self._guarded
         for start, end in self.controls_in(text, guarded):
             ids += backend.encode(text[at:start], add_special_tokens=False).ids if start > at else []
             ids.append(self._added[text[start:end].strip()])
             at, backend = end, self._inner
-        return ids + list(backend.encode(text[at:], add_special_tokens=False).ids if at < len(text) else [])
+        return (*ids, *(backend.encode(text[at:], add_special_tokens=False).ids if at < len(text) else ()))
 
     def controls_in(self, text: str, guarded: Sequence[tuple[int, int]] = ()) -> list[tuple[int, int]]:
         """(start, end) of every control token of a text outside `guarded`, which is sorted and does not overlap."""
