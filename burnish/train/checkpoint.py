@@ -170,7 +170,7 @@ def identity_of(folder: Path) -> Mapping[str, Any]:
 
 
 def read(path: Path) -> Checkpoint:
-    """A checkpoint that `newest` has found good, here or in another process; its tensors are verified when asked for."""
+    """A checkpoint that `newest` found good, here or in another process; its tensors are verified when asked for."""
     manifest = _manifest(path)
     state = json.loads(_verified(path / STATE, manifest["files"][STATE]))
     return Checkpoint(path, manifest["step"], state, manifest["files"])
@@ -224,7 +224,7 @@ def _write_checkpoint(
             "format": FORMAT,
             "step": step,
             "identity": identity,
-            "files": {name: _write(staged / name, pieces) for name, pieces in files.items()} | told,
+            "files": {**told, **{name: _write(staged / name, pieces) for name, pieces in files.items()}},
         }
         _write(staged / MANIFEST, [_sealed(manifest)])
         for folder in (*(path for path in staged.iterdir() if path.is_dir()), staged):

@@ -287,7 +287,12 @@ class Sharded(Replicated):
         return {name: item for rank in range(self.size) for name, item in self.tell(own, rank).items()}
 
     def gather(self, model: Model) -> None:
+        from torch.distributed.fsdp import FSDPModule
+
         full: dict[int, nn.Parameter] = {}
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # else its parameters are what the last forward pass read
         for module in model.modules():
             for name, value in module._parameters.items():
                 if value is None or not value.requires_grad or not hasattr(value, "full_tensor"):
