@@ -113,8 +113,8 @@ def check(task: str, *, set: Sequence[str] = (), show: int = 0) -> dict[str, Any
     from burnish.climb import ready
     from burnish.data.validate import BadRows
     from burnish.records import Problem
+    from burnish.tokens.ask import readable
     from burnish.tokens.encode import encode_all
-    from burnish.train.tune import readable
 
     told, bad = tasks.read(task, set), 0
     dropping = told.data.on_problem == "drop"

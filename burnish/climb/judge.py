@@ -1,31 +1,38 @@
 """Answering the locked test set with every rung, once; scores, comparisons, the verdict and its page.
 
-Every opening of a test set is written to a ledger in BURNISH_HOME, whatever run it was for.
+Which pair of rungs the verdict speaks of is decided on validation rows, before the test set is opened.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from burnish import artifact as artifacts
-from burnish import store
+from burnish import kinds, store
 from burnish.artifact import Artifact
+from burnish.climb import openings
 from burnish.climb.ladder import Ladder, environment
 from burnish.evaluate import card, report, scores, verdict
+from burnish.evaluate import cost as costs
 from burnish.evaluate import predict as predicting
+from burnish.evaluate.cost import Prices
+from burnish.evaluate.curve import Learning, learning
+from burnish.evaluate.statistics import resampled
 from burnish.generate.engine import Sampling
 from burnish.generate.pieces import continued
 from burnish.models import base as models
 from burnish.models.model import Model
 from burnish.records import Comparison, Event, Example, Prediction, Report, RungResult
+from burnish.tokens.ask import readable
 from burnish.tokens.encode import encode_all
-from burnish.train.tune import readable
 
 Say = Callable[[str, Event], None]
 
@@ -38,59 +45,49 @@ def judge(
     verb: str,
     say: Say,
     model: Callable[[], Model] | None = None,
+    points: Sequence[Point] = (),
 ) -> Report:
-    """Answer `rows` with every rung, score, compare pairwise, and decide.
+    """Answer `rows` with every rung and seed, score, compare pairwise, and decide.
 
-    suite: under which name the predictions are kept.  Opening the test set is written to the ledger once, and only
-    if a rung has to answer: predictions of an artifact that has not changed are not made again.
+    suite: under which name the predictions are kept.  points: smaller trainings of one rung, for its learning curve.
+    Opening the test set is written to the ledger once, and only if a rung has to answer: predictions of an artifact
+    that has not changed are not made again, and a judging that was killed goes on under the opening it began.
     """
     task, metric, settings = ladder.task, ladder.metric, ladder.task.evaluate
-    predictions: dict[str, list[Prediction]] = {}
-    opened = False
-    for result in results:
-        if result.skipped:
-            continue
-        artifact = artifacts.load(result.artifact)
-        path = Path(result.artifact).parent / "predictions" / f"{suite}.jsonl"
-        done = predicting.stored(path)
-        made_by = _made_by(artifact, ladder)
-        if [item.id for item in done] != [row.id for row in rows] or _maker(path) != made_by:
-            if not opened:
-                _open(ladder, rows, suite, verb)
-                opened = True
-            rung, total = result.rung, len(rows)
-
-            def tell(count: int, rung: str = rung, total: int = total) -> None:
-                say(
-                    rung,
-                    Event(
-                        "phase",
-                        0,
-                        0.0,
-                        {"text": f"{rung}: {count} of {total} {suite} rows", "done": count, "total": total},
-                    ),
-                )
-
-            tell(0)
-            base = model() if model and not artifact.adapter else None
-            done = list(predicting.predict(artifact, rows, settings, base, tell))
-            predicting.keep(path, done)
-            samples = _samples(artifact, rows, ladder, base)
-            store.write_json(path.with_suffix(".json"), {**made_by, "samples": samples})
-        predictions[result.rung] = done
-    scored = [_scored(ladder, result, rows, predictions.get(result.rung), suite) for result in results]
+    ran = [result for result in results if not result.skipped]
+    table = costs.prices(task.folder)
+    claim = question(ladder, ran, say, model)  # before any of these rows is read
+    extra = [str(seed["artifact"]) for result in ran for seed in result.seeds]
+    every = [*(result.artifact for result in ran), *extra, *(point.artifact for point in points)]
+    asker = _Asker(ladder, rows, suite, say, model)
+    waiting = [artifact for artifact in every if not asker.answered(artifact)]
+    if waiting:
+        openings.open(ladder.folder, rows, suite, verb, [asker.made_by(artifact) for artifact in every])
+    predictions = {result.rung: asker.ask(result.rung, result.artifact) for result in ran}
+    seeds = {
+        result.rung: [asker.ask(f"{result.rung}, seed {seed['seed']}", str(seed["artifact"])) for seed in result.seeds]
+        for result in ran
+    }
+    smaller = [asker.ask(f"{point.rung} on {point.rows} rows", point.artifact) for point in points]
+    if waiting:
+        openings.done(ladder.folder, suite)
+    scored = [
+        _scored(ladder, result, rows, predictions[result.rung], seeds[result.rung], suite, table)
+        if result.rung in predictions
+        else result
+        for result in results
+    ]
     labels = ladder.asked.labels
     comparisons: tuple[Comparison, ...] = ()
     if len(predictions) > 1:
         say("verdict", Event("phase", 0, 0.0, {"text": "comparing rungs"}))
-        comparisons = scores.compare_all(predictions, metric, rows, labels, settings.confidence, settings.resamples)
+        told = (settings.confidence, settings.resamples, 0, seeds, claim)
+        comparisons = scores.compare_all(predictions, metric, rows, labels, *told)
     goal = {"task": task.goal.task, "metric": metric, "target": task.goal.target}
-    decided = verdict.decide(goal, scored, comparisons, len(rows))
+    readings = openings.readings(rows)
+    decided = verdict.decide(goal, scored, comparisons, len(rows), openings=max(len(readings), 1))
     decided = replace(decided, notes=(*decided.notes, *_shortened(ladder, rows)))
-    readings = _readings(rows)
-    if len(readings) > 1:
-        note = f"this test set has been opened {len(readings)} times; choices made in between weaken what it proves"
-        decided = replace(decided, notes=(*decided.notes, note))
+    learned = _learning(ladder, points, smaller, predictions, rows)
     return Report(
         ladder.folder.name,
         goal,
@@ -108,8 +105,129 @@ def judge(
         decided,
         ladder.prepared.card,
         tuple(readings),
-        environment(),
+        {**environment(), "prices": table.to_json()},
         str(ladder.folder),
+        learning=learned.to_json() if learned else {},
+    )
+
+
+def question(
+    ladder: Ladder, results: Sequence[RungResult], say: Say, model: Callable[[], Model] | None = None
+) -> tuple[str, ...]:
+    """The rung that trains and the one that does not whose difference is the verdict's one claim.
+
+    Where a side has several rungs, the one that does best on the validation rows; () where a side has none.
+    """
+    tuned = [item for item in results if item.rung in kinds.names("adapters")]
+    asked = [item for item in results if item.rung not in kinds.names("adapters") and item.rung != "baseline"]
+    rows = ladder.rows("validation") if len(tuned) > 1 or len(asked) > 1 else []
+    if not tuned or not asked or (not rows and len(tuned) + len(asked) > 2):
+        return ()
+    asker = _Asker(ladder, rows, "validation", say, model)
+
+    def value(item: RungResult) -> float:
+        module = kinds.load("metrics", ladder.metric)
+        table = scores.table(ladder.metric, rows, asker.ask(item.rung, item.artifact), ladder.asked.labels)
+        found = module.value(table)
+        return -math.inf if math.isnan(found) else found if module.HIGHER else -found
+
+    return tuple(side[0].rung if len(side) == 1 else max(side, key=value).rung for side in (asked, tuned))
+
+
+@dataclass(frozen=True)
+class Point:
+    """A rung trained on a share of the rows."""
+
+    rung: str
+    rows: int
+    artifact: str
+
+
+@dataclass(frozen=True)
+class _Asker:
+    """Rows that artifacts answer, each once: predictions lie beside the artifact, with what made them."""
+
+    ladder: Ladder
+    rows: Sequence[Example]
+    suite: str
+    say: Say
+    model: Callable[[], Model] | None
+
+    def path(self, artifact: str) -> Path:
+        return Path(artifact).parent / "predictions" / f"{self.suite}.jsonl"
+
+    def made_by(self, artifact: str) -> dict[str, Any]:
+        """What decides an artifact's answers besides the rows."""
+        settings = self.ladder.task.evaluate
+        return {
+            "artifact": hashlib.sha256((Path(artifact) / "artifact.json").read_bytes()).hexdigest(),
+            "max_new_tokens": settings.max_new_tokens,
+            "samples_wanted": settings.samples,
+        }
+
+    def answered(self, artifact: str) -> bool:
+        """Whether this artifact, unchanged, has answered just these rows."""
+        path = self.path(artifact)
+        made_by = self.made_by(artifact)
+        kept = kept_with(path)
+        same = {name: kept.get(name) for name in made_by} == made_by
+        return same and [item.id for item in predicting.stored(path)] == [row.id for row in self.rows]
+
+    def ask(self, name: str, where: str) -> list[Prediction]:
+        """The artifact's answers, made now if they are not there."""
+        path = self.path(where)
+        if self.answered(where):
+            return predicting.stored(path)
+        total = len(self.rows)
+
+        def tell(count: int) -> None:
+            text = f"{name}: {count} of {total} {self.suite} rows"
+            self.say(name, Event("phase", 0, 0.0, {"text": text, "done": count, "total": total}))
+
+        tell(0)
+        artifact = artifacts.load(where)
+        base = self.model() if self.model and not artifact.adapter else None
+        with costs.peak() as peak:
+            done = list(predicting.predict(artifact, self.rows, self.ladder.task.evaluate, base, tell))
+        predicting.keep(path, done)
+        shown = {"samples": [], "prompt": ""}
+        if self.suite != "validation":
+            shown["samples"] = _samples(artifact, self.rows, self.ladder, base)
+        store.write_json(path.with_suffix(".json"), {**self.made_by(where), "memory": peak.bytes, **shown})
+        return done
+
+
+def kept_with(predictions: Path) -> dict[str, Any]:
+    """What is known of kept predictions besides themselves; {} where there are none."""
+    path = predictions.with_suffix(".json")
+    told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return told
+
+
+def _learning(
+    ladder: Ladder,
+    points: Sequence[Point],
+    smaller: Sequence[Sequence[Prediction]],
+    predictions: Mapping[str, Sequence[Prediction]],
+    rows: Sequence[Example],
+) -> Learning | None:
+    """The learning curve through the smaller trainings and the rung itself."""
+    if not points:
+        return None
+    rung, settings, module = points[0].rung, ladder.task.evaluate, kinds.load("metrics", ladder.metric)
+    tables = [scores.table(ladder.metric, rows, said, ladder.asked.labels) for said in (*smaller, predictions[rung])]
+    draws = np.stack([resampled(table, module.value, settings.resamples, 0) for table in tables], axis=1)
+    worst, best = module.RANGE
+    return learning(
+        rung,
+        ladder.metric,
+        [*(point.rows for point in points), len(ladder.rows("train"))],
+        [module.value(table) for table in tables],
+        draws,
+        module.HIGHER,
+        best if module.HIGHER else worst,
+        settings.confidence,
+        (worst, best) == (0.0, 1.0),
     )
 
 
@@ -128,24 +246,6 @@ def publish(told: Report, folder: Path, rows: Sequence[Example], suite: str) -> 
     return told
 
 
-def _made_by(artifact: Artifact, ladder: Ladder) -> dict[str, Any]:
-    """What decides an artifact's answers besides the rows."""
-    assert artifact.folder is not None
-    settings = ladder.task.evaluate
-    return {
-        "artifact": hashlib.sha256((artifact.folder / "artifact.json").read_bytes()).hexdigest(),
-        "max_new_tokens": settings.max_new_tokens,
-        "samples_wanted": settings.samples,
-    }
-
-
-def _maker(predictions: Path) -> dict[str, Any]:
-    """What kept predictions were made by; {} where there are none."""
-    path = predictions.with_suffix(".json")
-    told = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return {name: value for name, value in told.items() if name != "samples"}
-
-
 def _shortened(ladder: Ladder, rows: Sequence[Example]) -> list[str]:
     """A note on rows that are longer than the model reads: each is answered all the same, from what fits."""
     if ladder.trained.target == "document":
@@ -157,18 +257,37 @@ def _shortened(ladder: Ladder, rows: Sequence[Example]) -> list[str]:
 
 
 def _scored(
-    ladder: Ladder, result: RungResult, rows: Sequence[Example], said: Sequence[Prediction] | None, suite: str
+    ladder: Ladder,
+    result: RungResult,
+    rows: Sequence[Example],
+    said: Sequence[Prediction],
+    seeds: Sequence[Sequence[Prediction]],
+    suite: str,
+    table: Prices,
 ) -> RungResult:
-    if said is None:
-        return result
-    settings = ladder.task.evaluate
+    settings, labels = ladder.task.evaluate, ladder.asked.labels
     names = [ladder.metric, *(n for n in scores.applicable(ladder.task.goal.task, rows, said) if n != ladder.metric)]
     told = tuple(
-        scores.score(name, rows, said, ladder.asked.labels, settings.confidence, settings.resamples) for name in names
+        scores.score(name, rows, said, labels, settings.confidence, settings.resamples, 0, seeds) for name in names
     )
     path = Path(result.artifact).parent / "predictions" / f"{suite}.jsonl"
-    samples = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["samples"]
-    return replace(result, scores=told, predictions=str(path), samples=tuple(samples))
+    kept = kept_with(path)
+    value = kinds.load("metrics", ladder.metric).value
+    own = [
+        {**seed, "value": value(scores.table(ladder.metric, rows, answers, labels))}
+        for seed, answers in zip(result.seeds, seeds, strict=True)
+    ]
+    first = {"seed": ladder.task.train.seed, "value": value(scores.table(ladder.metric, rows, said, labels))}
+    made = {"seconds": result.seconds, "tokens": 0, "memory": 0, **result.cost.get("making", {})}
+    cost = {"making": costs.making(**made, table=table), "running": costs.running(said, kept["memory"], table)}
+    return replace(
+        result,
+        scores=told,
+        predictions=str(path),
+        samples=tuple(kept["samples"]),
+        seeds=tuple([first, *own] if own else ()),
+        cost=cost,
+    )
 
 
 def _samples(artifact: Artifact, rows: Sequence[Example], ladder: Ladder, model: Model | None) -> list[dict[str, str]]:
@@ -186,28 +305,3 @@ def _samples(artifact: Artifact, rows: Sequence[Example], ladder: Ladder, model:
 def _beginning(text: str) -> tuple[str, str]:
     words = text.split(" ")
     return " ".join(words[:12]), " ".join(words[12:])
-
-
-# --- the ledger of test-set openings ---------------------------------------------------------------------------
-
-
-def _test_key(rows: Sequence[Example]) -> str:
-    return hashlib.sha256("\n".join(sorted(row.id for row in rows)).encode()).hexdigest()[:16]
-
-
-def _open(ladder: Ladder, rows: Sequence[Example], suite: str, verb: str) -> None:
-    told = {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "verb": verb,
-        "run": ladder.folder.name,
-        "suite": suite,
-        "rows": len(rows),
-        "test_set": _test_key(rows),
-    }
-    store.append_jsonl(store.home() / "readings.jsonl", [told])
-
-
-def _readings(rows: Sequence[Example]) -> list[dict[str, Any]]:
-    """Every opening of this very test set in this home, by whatever run."""
-    path, key = store.home() / "readings.jsonl", _test_key(rows)
-    return [row for row in store.read_jsonl(path) if row["test_set"] == key] if path.exists() else []

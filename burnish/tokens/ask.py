@@ -6,10 +6,11 @@ The same words are used by every rung, so that rungs differ in what they learn a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from burnish.records import Example, Message
+from burnish.tokens.contract import Contract
 
 SEPARATOR = "; "
 
@@ -50,3 +51,10 @@ def as_messages(example: Example, told: str, with_answer: bool = True) -> Exampl
     if with_answer:
         turns = (*turns, Message("assistant", label_text(example.label)))
     return replace(example, messages=turns)
+
+
+def readable(rows: Iterable[Example], contract: Contract) -> Iterator[Example]:
+    """The examples as the contract's target wants them: labelled rows become questions for a language head."""
+    if contract.target in ("answers", "all"):
+        return (as_messages(row, contract.instruction) for row in rows)
+    return iter(rows)

@@ -18,14 +18,14 @@ import torch
 from burnish import artifact as artifacts
 from burnish import kinds, store
 from burnish.artifact import Artifact
-from burnish.data.prepare import examples
+from burnish.data.prepare import iterate
 from burnish.data.validate import BadRows
 from burnish.errors import DataError, TrainError
 from burnish.models import load
 from burnish.models.base import Base, Head
-from burnish.records import Event, Example, Problem
+from burnish.records import Event, Problem
 from burnish.task import Task
-from burnish.tokens import ask
+from burnish.tokens import ask, cache
 from burnish.tokens.batch import Batches
 from burnish.tokens.contract import Contract
 from burnish.tokens.encode import Count, Encoding, Tokens, encode_all
@@ -93,13 +93,11 @@ class Prepared:
 
 
 def prepare(job: Job) -> Prepared:
-    """Encode the rows and decide the run's numbers; writes nothing."""
+    """Encode the rows (or find them in the cache) and decide the run's numbers."""
     settings = job.task.train
     tokenizer = Tokenizer.load(job.base.folder)
     encoding = job.contract.encoding(tokenizer, job.base.kind)
-    train, held = (
-        encode(examples(job.data, split), encoding, job.contract, job.task) for split in ("train", "validation")
-    )
+    train, held = (encoded(job, encoding, split) for split in ("train", "validation"))
     method = kinds.load("methods", job.method)
     own = method.Settings(**job.method_settings)
     corrupt = method.corruption(job.base.kind, tokenizer, own) if hasattr(method, "corruption") else None
@@ -140,8 +138,9 @@ def _tune(job: Job) -> Iterator[Event]:
     prepared = prepare(job)
     _keep(job, prepared)
     needed = needs(job, prepared)
-    model = load.load(job.base, job.head, dropout=settings.dropout if job.rung == "full" else None, seed=settings.seed)
     adapter = kinds.load("adapters", job.rung)
+    own = settings.dropout if adapter.CARRIES_BASE else None  # the base's; other adapters have a place for their own
+    model = load.load(job.base, job.head, dropout=own, seed=settings.seed)
     adapter.attach(model, job.task.rung_settings.get(job.rung, {}), settings.dropout or 0.0, settings.seed)
     begun = checkpoint.identity_of(job.folder / "checkpoints")  # auto on another machine goes on as it began
     precision = begun.get("precision") or optim.precision(settings.precision, model.device)
@@ -178,6 +177,9 @@ def _tune(job: Job) -> Iterator[Event]:
     }
     log = job.folder / "events.jsonl"
     yield Event("started", 0, 0.0, started)
+    for part in (prepared.train, prepared.held):
+        if part.warning:
+            yield Event("warned", 0, 0.0, {"text": part.warning})
     if needed.verdict == "does not fit":
         yield Event("warned", 0, 0.0, {"text": f"this does not fit: {too_much(needed)}"})
     if not validation.rows:
@@ -211,29 +213,25 @@ def _tune(job: Job) -> Iterator[Event]:
     )
 
 
-def readable(rows: Sequence[Example], contract: Contract) -> list[Example]:
-    """The examples as the contract's target wants them: labelled rows become questions for a language head."""
-    if contract.target in ("answers", "all"):
-        return [ask.as_messages(row, contract.instruction) for row in rows]
-    return list(rows)
-
-
 @dataclass(frozen=True)
 class Encoded:
-    """Rows as Tokens, the statement of tokens, and what was dropped because the task says so."""
+    """Rows as Tokens, the statement of tokens, what was dropped as the task says, and what was amiss on disk."""
 
-    tokens: list[Tokens]
+    tokens: Sequence[Tokens]
     count: Count
     dropped: list[Problem]
+    warning: str
 
 
-def encode(rows: Sequence[Example], encoding: Encoding, contract: Contract, task: Task) -> Encoded:
-    """Every row's Tokens; raises BadRows when a row has none and the task does not say to drop it."""
-    tokens, problems, count = encode_all(readable(rows, contract), encoding)
-    errors = [problem for _, problem in problems if problem.severity == "error"]
-    if errors and task.data.on_problem != "drop":
+def encoded(job: Job, encoding: Encoding, split: str) -> Encoded:
+    """A split's Tokens, from the cache if they are there; raises BadRows when a row has none and may not be dropped."""
+    found = iterate(job.data, split)
+    name = cache.key(job.data / f"{split}.jsonl", job.contract, job.base.kind, job.base.folder)
+    kept = cache.rows(name, lambda: encode_all(ask.readable(found, job.contract), encoding))
+    errors = [problem for problem in kept.problems if problem.severity == "error"]
+    if errors and job.task.data.on_problem != "drop":
         raise BadRows(errors, len(errors))
-    return Encoded(tokens, count, [problem for _, problem in problems])
+    return Encoded(kept.rows, kept.count, kept.problems, kept.warning)
 
 
 def _keep(job: Job, prepared: Prepared) -> None:
