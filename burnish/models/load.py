@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,24 @@ import torch
 from torch import nn
 
 from burnish.errors import ModelError
+from burnish.models import quantize, shards
 from burnish.models.base import Base, Head, has_head
 from burnish.models.model import Model
 
 
 def load(
-    base: Base, head: Head, dropout: float | None = None, seed: int = 0, device: str = "cpu", files: Path | None = None
+    base: Base,
+    head: Head,
+    dropout: float | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    files: Path | None = None,
+    quantised: bool = False,
 ) -> Model:
     """A Model with float32 weights; everything its files lack is the new head, drawn from `seed`.
 
     files: read the weights here instead (an artifact's), where nothing may be missing.
+    quantised: linear layers become NF4 as they are read; memory peaks near the quantised size.
     """
     import transformers
 
@@ -32,34 +40,29 @@ def load(
                 setattr(config, name, dropout)
     auto = getattr(transformers, _auto(base, head))
     try:
-        _check_room(auto, config, folder)
+        with torch.device("meta"):
+            hf = auto.from_config(config, dtype=torch.float32)
+        heads = frozenset[str]() if head.kind in ("language", "none") else _head_names(hf)
+        language = head.kind == "language"
+        _check_room(hf, shards.linears(hf, language, heads) if quantised else (), folder)
         torch.manual_seed(seed)
-        if base.random and files is None:
-            hf, missing = auto.from_config(config, dtype=torch.float32), frozenset[str]()
-        else:
-            hf, info = auto.from_pretrained(
-                str(folder),
-                config=config,
-                dtype=torch.float32,
-                use_safetensors=True,
-                trust_remote_code=False,
-                local_files_only=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # judged below: a head for another number of classes is made anew
-            )
-            missing = frozenset(info["missing_keys"]) | {odd[0] for odd in info["mismatched_keys"]}
-            if info.get("error_msgs"):
-                raise ModelError(f"Tensors do not load: {info['error_msgs']}", str(folder), "fetch them anew")
+        weights = None if base.random and files is None else folder
+        missing = shards.fill(hf, weights, language, heads) if quantised else None
+        if missing is None:
+            torch.manual_seed(seed)
+            hf, missing = _whole(auto, config, weights)
+            if quantised:
+                shards.compress(hf, shards.linears(hf, language, missing | heads))
     except ModelError:
         raise
     except Exception as problem:
         raise _unloadable(problem, folder) from None
-    heads = frozenset[str]() if head.kind in ("language", "none") else _head_names(hf)
     lacking = sorted(missing if files is not None else (name for name in missing - heads if not _pooler(name, head)))
     if lacking:
         what = f"The weights lack {len(lacking)} tensors, or have them in another size, first {lacking[0]}"
         raise ModelError(what, str(folder), "fetch them anew")
     bad = [name for name, value in hf.named_parameters() if not torch.isfinite(value).all()]
+    bad += [name for name, item in quantize.layers(hf).items() if not torch.isfinite(item.packed.mean)]
     if bad:
         raise ModelError(f"{len(bad)} tensors hold NaN or infinity, first {bad[0]}", str(folder), "fetch them anew")
     if head.kind not in ("language", "none") and base.kind == "decoder" and not hasattr(hf, "score"):
@@ -117,6 +120,25 @@ def _configured(base: Base, head: Head, folder: Path) -> Any:
     return config
 
 
+def _whole(auto: Any, config: Any, folder: Path | None) -> tuple[Any, frozenset[str]]:
+    """A transformers model with its folder's weights (None: random ones), and the names of those that it lacks."""
+    if folder is None:
+        return auto.from_config(config, dtype=torch.float32), frozenset()
+    hf, info = auto.from_pretrained(
+        str(folder),
+        config=config,
+        dtype=torch.float32,
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # judged by `load`: a head for another number of classes is made anew
+    )
+    if info.get("error_msgs"):
+        raise ModelError(f"Tensors do not load: {info['error_msgs']}", str(folder), "fetch them anew")
+    return hf, frozenset(info["missing_keys"]) | {odd[0] for odd in info["mismatched_keys"]}
+
+
 def _head_names(hf: Any) -> frozenset[str]:
     """The parameters that transformers puts on top of a body for a task."""
     body = f"{hf.base_model_prefix}."
@@ -139,10 +161,10 @@ def align(hf: nn.Module) -> None:
             value.data = value.data.clone()
 
 
-def _check_room(auto: Any, config: Any, folder: Path) -> None:
+def _check_room(hf: Any, quantised: Collection[str], folder: Path) -> None:
     """Refuse a model that this machine's memory cannot hold, before any of it is allocated."""
-    with torch.device("meta"):
-        needed = 4 * count(auto.from_config(config).parameters())
+    small = sum(hf.get_submodule(name).weight.numel() for name in quantised)
+    needed = 4 * (count(hf.parameters()) - small) + quantize.BITS / 8 * small
     free = psutil.virtual_memory().available
     if needed > free:
         raise ModelError(

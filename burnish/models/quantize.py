@@ -23,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 
 BLOCK = 64  # weights that share a scale
 GROUP = 256  # scales that share a step
+BITS = 4 + 8 / BLOCK + 32 / (BLOCK * GROUP)  # a weight, all told: 4.127
 CHUNK = 1 << 20  # weights in work at a time, so that what they pass through stays small beside a large layer
 
 NF4 = (  # quantiles of N(0, 1) between .9677083 and .5 on either side, divided by the largest (appendix E)
@@ -50,7 +51,7 @@ class Packed:
 
     @property
     def bits(self) -> float:
-        """Bits a weight: 4 + 8 / 64 + 32 / (64 x 256) = 4.127 for a large tensor."""
+        """Bits a weight: BITS, and a little more where the tensor is small."""
         parts = (self.codes, self.scales, self.steps, self.mean)
         return 8 * sum(part.nbytes for part in parts) / math.prod(self.shape)
 
