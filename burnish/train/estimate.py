@@ -27,6 +27,7 @@ WORTH = 0.1  # a larger micro-batch is taken while calls cost more than this sha
 STATES = {"adamw": 8.0, "adam": 8.0, "sgd": 4.0, "adamw-8bit": 2.0, "adafactor": 0.1}  # bytes for a trained number
 NF4 = 0.516  # bytes of a weight in 4 bits, constants included (Dettmers et al. 2023, QLoRA, section 3)
 CHUNK = 1 << 23  # logits held at once, as models/fused.py cuts them
+KERNELS = 1024  # that oneDNN keeps
 KEPT_CHECKPOINTS = 3  # two kept, and the one being written
 
 
@@ -45,6 +46,8 @@ class Fit:
     attention: seconds of an attention product over a square one's of as many multiplications.
     calls: small operations for each layer call.  passes: over a trained number in an optimizer step.
     step: seconds of a step that belong to no batch.
+    kernel, compiling: bytes and seconds of a bfloat16 product of a new shape on the CPU, for which oneDNN compiles and
+    keeps a kernel.
     memory, seconds: relative error bound of a prediction.
     """
 
@@ -61,6 +64,8 @@ class Fit:
     calls: float = 8.0
     passes: float = 16.0
     step: float = 0.002
+    kernel: float = 0.7e6
+    compiling: float = 0.0015
     memory: float = 0.1
     seconds: float = 0.2
 
@@ -292,6 +297,9 @@ def memory(work: Work, micro_tokens: int, recompute: bool, machine: Machine, fit
     }
     batch = largest_batch(work, micro_tokens)
     forward = {"logits": _logits(work, batch, fit), "scratch": _scratch(work, batch, fit)}
+    each = mean_step(work, micro_tokens)
+    seen = work.steps * each.batches * _new_shapes(work, _scaled(each, 1 / each.batches))
+    lasting["kernels"] = fit.kernel * min(seen, KERNELS)
     phases: dict[str, dict[str, float]] = {
         "loading": {
             "process": lasting["process"],
@@ -309,6 +317,16 @@ def memory(work: Work, micro_tokens: int, recompute: bool, machine: Machine, fit
     }
     worst = max(phases, key=lambda name: sum(phases[name].values()))
     return {**phases[worst], "peak": sum(phases[worst].values())}
+
+
+def _new_shapes(work: Work, batch: Load) -> float:
+    """Products of a shape not seen before in a micro-batch: packs differ in length, and so do their attention groups."""
+    if work.device != "cpu" or work.element != 2:
+        return 0.0
+    alike = {(item.inputs, item.outputs, item.rank): item for item in work.shape.linears}
+    products = sum(1 + item.backward + item.trained + 5 * (item.rank > 0) for item in alike.values())
+    groups = min(batch.rows, 1 + (batch.pairs + batch.source_pairs) / 65536)
+    return products + 6 * groups
 
 
 def _activations(work: Work, batch: Load, recompute: bool, fit: Fit) -> float:
@@ -390,6 +408,8 @@ def _pass(work: Work, load: Load, backward: bool, recompute: bool, machine: Mach
         ahead = machine.rate(256, 256)[0]
         told += fit.attention * times * 4.0 * side.attended * pairs / ahead
         told += fit.stream * times * work.element * side.widths * tokens / machine.stream
+    new = _new_shapes(work, _scaled(load, 1 / load.batches)) * load.batches * (1.0 if backward else 0.3)
+    told += fit.compiling * new
     return told + fit.calls * load.batches * shape.calls * machine.call * (1.0 if backward else 0.4)
 
 

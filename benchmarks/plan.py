@@ -1,0 +1,348 @@
+"""What `burnish plan` says before a run against what the run then takes: memory and seconds a step, 32 configurations.
+
+    python benchmarks/plan.py [PATTERN ...] [--again] [--busy] [--fit] [--json] [--work FOLDER]
+
+Each case (model x method x rung x length of rows) trains a few steps in a fresh process on random weights made here;
+its first line is compared with its peak resident memory and its mean step.  PATTERN: the cases whose names hold one.
+--busy compares seconds of the processor instead of the clock's: with OMP_NUM_THREADS=1 they are nearly those of a quiet
+machine.
+What has been measured is kept in FOLDER (default BURNISH_HOME/plan), so that a stopped benchmark goes on; --again
+measures anew, rates of the machine included.  --fit prints the constants of train/estimate.py that fit the measured
+best, and what they would give; nothing is run.  The last line of --json is one object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, fields, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).parent.parent
+LENGTHS = {"short": 50, "medium": 150, "long": 400}  # median tokens of a row; log-normal, at most 1,000
+SPREAD = 0.6  # deviation of their logarithm
+ROWS, STEPS, WARM = 96, 10, 3  # rows trained on, steps, and steps not timed
+WITHIN = {"memory": 0.1, "seconds": 0.2}
+LLAMA = {  # hidden, layers, heads, key-value heads, feed-forward, vocabulary
+    "llama-1m": (128, 4, 4, 4, 344, 2048),
+    "llama-15m": (288, 6, 6, 6, 768, 32000),
+    "llama-42m": (512, 8, 8, 4, 1376, 32000),
+    "llama-135m": (576, 30, 9, 3, 1536, 49152),
+}
+BERT = {"bert-11m": (256, 4, 4, 1024, 30522), "bert-110m": (768, 12, 12, 3072, 30522)}
+T5 = {"t5-16m": (256, 4, 8, 1024, 32128)}
+CASES = [
+    *("llama-1m sft lora short", "llama-1m sft lora long", "llama-1m sft full medium"),
+    *("llama-1m selfsupervised full long", "llama-15m sft lora medium", "llama-15m sft full medium"),
+    *("llama-15m sft lora long", "llama-15m selfsupervised full long", "llama-15m classify lora short"),
+    *("llama-15m classify full short", "llama-15m regress lora medium", "llama-42m sft lora medium"),
+    *("llama-42m sft full long", "llama-42m selfsupervised lora long", "llama-42m classify full medium"),
+    *("llama-135m sft lora short", "llama-135m sft lora medium", "llama-135m sft full medium"),
+    *("llama-135m selfsupervised full long", "llama-135m selfsupervised lora long", "bert-11m classify full short"),
+    *("bert-11m classify lora medium", "bert-11m regress full medium", "bert-11m selfsupervised full long"),
+    *("bert-110m classify lora short", "bert-110m classify full medium", "bert-110m selfsupervised full medium"),
+    *("t5-16m sft full short", "t5-16m sft lora medium", "t5-16m selfsupervised full long"),
+    *("llama-15m sft qlora medium", "llama-135m sft qlora medium"),
+]
+
+
+def main() -> int:
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("patterns", nargs="*")
+    for flag in ("again", "busy", "fit", "json"):
+        words.add_argument(f"--{flag}", action="store_true")
+    words.add_argument("--work", type=Path, default=Path(os.environ.get("BURNISH_HOME", "burnish_home")) / "plan")
+    words.add_argument("--one", help=argparse.SUPPRESS)
+    asked = words.parse_args()
+    if asked.one:
+        return one(asked.one, asked.work)
+    from burnish import kinds
+
+    chosen = [case for case in CASES if not asked.patterns or any(word in case for word in asked.patterns)]
+    chosen = [case for case in chosen if case.split()[2] in kinds.names("adapters")]
+    results = asked.work / "results"
+    if not asked.fit:
+        results.mkdir(parents=True, exist_ok=True)
+        if asked.again:
+            for old in (asked.work / "home" / "cache").glob("machine-*.json"):
+                old.unlink()
+        for case in chosen:
+            if asked.again or not _file(results, case).exists():
+                measure(case, asked.work, results)
+    found = [json.loads(_file(results, case).read_text()) for case in chosen if _file(results, case).exists()]
+    if asked.busy:
+        found = [result | {"step": result["processor"]} for result in found]
+    if asked.fit:
+        return fit(found)
+    return table(found, asked.json)
+
+
+def _file(results: Path, case: str) -> Path:
+    return results / f"{case.replace(' ', '-')}.json"
+
+
+# --- one case, in a process of its own -------------------------------------------------------------------------
+
+
+def measure(case: str, work: Path, results: Path) -> None:
+    prepare(case, work)
+    environment = {**os.environ, "BURNISH_HOME": str(work / "home")}
+    command = [sys.executable, __file__, "--one", case, "--work", str(work)]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if ran.returncode:
+        print(f"{case}: failed\n{ran.stderr[-2000:]}", file=sys.stderr)
+        return
+    _file(results, case).write_text(ran.stdout.splitlines()[-1] + "\n")
+    print(_row(json.loads(ran.stdout.splitlines()[-1])), flush=True)
+
+
+def prepare(case: str, work: Path) -> None:
+    """Write the case's model, rows and task, where they are not there yet."""
+    model, method, _, length = case.split()
+    if not (work / model / "config.json").exists():
+        make(model, work / model)
+    path = work / f"{method}-{length}.jsonl"
+    if not path.exists():
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows(method, LENGTHS[length])))
+
+
+def make(model: str, folder: Path) -> None:
+    """A model of random weights with a letter tokenizer."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    import tiny
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    kind = model.partition("-")[0]
+    ids = tiny.write_tokenizer(kind, folder)
+    special = {f"{name}_token_id": ids[token] for name, token in tiny.SPECIALS[kind].items()}
+    special = {name: special.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    if kind == "llama":
+        hidden, layers, heads, shared, wide, size = LLAMA[model]
+        hf: Any = transformers.LlamaForCausalLM(
+            transformers.LlamaConfig(
+                hidden_size=hidden,
+                num_hidden_layers=layers,
+                num_attention_heads=heads,
+                num_key_value_heads=shared,
+                intermediate_size=wide,
+                vocab_size=size,
+                tie_word_embeddings=True,
+                max_position_embeddings=2048,
+                **special,
+            )
+        )
+    elif kind == "bert":
+        hidden, layers, heads, wide, size = BERT[model]
+        hf = transformers.BertForMaskedLM(
+            transformers.BertConfig(
+                hidden_size=hidden,
+                num_hidden_layers=layers,
+                num_attention_heads=heads,
+                intermediate_size=wide,
+                vocab_size=size,
+                max_position_embeddings=1024,
+                **special,
+            )
+        )
+    else:
+        hidden, layers, heads, wide, size = T5[model]
+        hf = transformers.T5ForConditionalGeneration(
+            transformers.T5Config(
+                d_model=hidden,
+                num_layers=layers,
+                num_heads=heads,
+                d_kv=hidden // heads,
+                d_ff=wide,
+                vocab_size=size,
+                decoder_start_token_id=ids["<pad>"],
+                **special,
+            )
+        )
+    hf.save_pretrained(folder)
+
+
+def rows(method: str, median: int) -> list[dict[str, Any]]:
+    """Rows of random letters, 60 % of them answer (sft), with log-normal lengths."""
+    draw = np.random.default_rng(7)
+    letters = np.array(list("abcdefghijklmnopqrstuvwxyz ,."))
+    told = []
+    for number in range(ROWS + 32):
+        size = int(np.clip(median * math.exp(SPREAD * draw.normal()), 12, 900))
+        text = "".join(draw.choice(letters, size))
+        if method == "sft":
+            told.append({"prompt": text[: int(0.4 * size)], "completion": text[int(0.4 * size) :]})
+        elif method == "selfsupervised":
+            told.append({"text": text})
+        else:
+            told.append({"text": text, "label": ("good", "bad")[number % 2] if method == "classify" else float(size)})
+    return told
+
+
+def one(case: str, work: Path) -> int:
+    """Run a case as a user would and print what was said and what it took."""
+    model, method, rung, length = case.split()
+    import yaml
+
+    import burnish
+    from burnish.records import Event
+    from burnish.train import estimate
+
+    seen: list[Any] = []
+    events: list[tuple[Event, float]] = []
+    told = estimate.estimate
+
+    def noting(*given: Any) -> Any:
+        seen.append(given)
+        return told(*given)
+
+    estimate.estimate = noting
+    goal = {"classify": "classify", "regress": "regress", "sft": "answer", "selfsupervised": "write"}[method]
+    files = [str((work / f"{method}-{length}.jsonl").resolve())]
+    data = {"files": files, "validation": 0.2, "test": 0.05, "near_duplicates": 0, "on_problem": "drop"}
+    task = {"goal": {"task": goal}, "data": data, "base": {"name": str((work / model).resolve())}}
+    task |= {"method": {"kind": method}, "train": {"max_steps": STEPS, "epochs": 0, "evaluate_every": STEPS // 2}}
+    path = work / "home" / f"{case.replace(' ', '-')}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(task))
+    burnish.train(str(path), rung=rung, again=True, say=lambda _, event: events.append((event, time.process_time())))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    needs = next(event.numbers["needs"] for event, _ in events if event.kind == "started")
+    timed = [
+        (event.numbers["tokens"], event.numbers["tokens"] / event.numbers["tokens_per_second"], clock - before)
+        for (last, before), (event, clock) in pairwise(events)
+        if last.kind == event.kind == "step" and event.step > WARM
+    ]
+    tokens, took, worked = (sum(part) for part in zip(*timed, strict=True))
+    run, machine = seen[0][:2]
+    each = float(run.train.ids.sum()) * min(run.batch_size, len(run.train)) / len(run.train)
+    result = {
+        "case": case,
+        "peak": peak,
+        "step": took / tokens * each,
+        "processor": worked / tokens * each,
+        "needs": needs,
+        "work": {name: _plain(value) for name, value in vars(run).items()},
+        "machine": {**asdict(machine), "products": [[*key, *rate] for key, rate in machine.products.items()]},
+        "load": os.getloadavg()[0],
+    }
+    print(json.dumps(result))
+    return 0
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "__dataclass_fields__"):
+        return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+# --- all cases together ----------------------------------------------------------------------------------------
+
+
+def again(result: Mapping[str, Any], constants: Any) -> tuple[float, float]:
+    """(bytes, seconds a step) that given constants predict for a measured case."""
+    from burnish.train import estimate
+    from burnish.train.estimate import Linear, Machine, Rows, Shape, Side, Work
+
+    told = dict(result["work"])
+    shape = dict(told["shape"])
+    shape |= {side: Side(**shape[side]) for side in ("ids", "source")}
+    shape["linears"] = tuple(Linear(**item) for item in shape["linears"])
+    told["shape"] = Shape(**shape)
+    for name in ("train", "validation"):
+        told[name] = Rows(**{key: np.array(value, np.int64) for key, value in told[name].items()})
+    run = Work(**told)
+    machine = Machine(
+        **{**result["machine"], "products": {(a, b): (c, d, e) for a, b, c, d, e in result["machine"]["products"]}}
+    )
+    cut = result["needs"]["micro_tokens"], result["needs"]["recompute"]
+    peak = estimate.memory(run, *cut, machine, constants)["peak"]
+    return peak, estimate.seconds(run, *cut, machine, constants)["step"]
+
+
+def _row(result: Mapping[str, Any]) -> str:
+    from burnish.train.estimate import FIT
+
+    peak, step = again(result, FIT)
+    parts = [f"{result['case']:38} {result['needs']['micro_tokens']:6} "]
+    parts.append(f"{peak / 1e6:8.0f} {result['peak'] / 1e6:8.0f} {peak / result['peak'] - 1:+7.0%}   ")
+    parts.append(f"{step:8.3f} {result['step']:8.3f} {step / result['step'] - 1:+7.0%}")
+    return "".join(parts)
+
+
+def _shares(found: list[dict[str, Any]], constants: Any) -> dict[str, float]:
+    """Which share of the cases is predicted within the bounds."""
+    close = {"memory": 0, "seconds": 0}
+    for result in found:
+        peak, step = again(result, constants)
+        close["memory"] += abs(peak / result["peak"] - 1) <= WITHIN["memory"]
+        close["seconds"] += abs(step / result["step"] - 1) <= WITHIN["seconds"]
+    return {name: count / max(len(found), 1) for name, count in close.items()}
+
+
+def table(found: list[dict[str, Any]], as_json: bool) -> int:
+    from burnish.train.estimate import FIT
+
+    print(f"{'case':38} {'micro':>6} {'MB said':>8} {'MB took':>8} {'off':>7}   {'s said':>8} {'s took':>8} {'off':>7}")
+    for result in found:
+        print(_row(result))
+    shares = _shares(found, FIT)
+    told = f"memory within 10 % in {shares['memory']:.0%}, seconds within 20 % in {shares['seconds']:.0%}"
+    print(f"{len(found)} cases: {told}")
+    if as_json:
+        cases = []
+        for result in found:
+            peak, step = again(result, FIT)
+            cases.append({"case": result["case"], "memory": [peak, result["peak"]], "step": [step, result["step"]]})
+        print(json.dumps({"cases": cases, "within": shares}))
+    return 0
+
+
+MEMORY = ("kept", "scratch", "logits", "loading", "update", "process", "kernel")
+TIME = ("arithmetic", "stream", "attention", "calls", "passes", "step", "compiling")
+
+
+def fit(found: list[dict[str, Any]]) -> int:
+    """Print the constants that predict the measured cases best; each is drawn a little towards what it is now."""
+    from scipy.optimize import least_squares
+
+    from burnish.train.estimate import FIT
+
+    chosen = FIT
+    for names, which, measured in ((MEMORY, 0, "peak"), (TIME, 1, "step")):
+        start = np.log([max(getattr(chosen, name), 1e-3) for name in names])
+
+        def constants(values: np.ndarray, names: Any = names, known: Any = chosen) -> Any:
+            return replace(known, **dict(zip(names, np.exp(values).tolist(), strict=True)))
+
+        def apart(values: np.ndarray, which: int = which, key: str = measured, start: Any = start) -> np.ndarray:
+            off = [math.log(again(result, constants(values))[which] / result[key]) for result in found]
+            return np.array([*off, *(0.03 * (values - start))])
+
+        chosen = constants(least_squares(apart, start, loss="soft_l1", f_scale=0.05).x)
+    for name in (*MEMORY, *TIME):
+        print(f"    {name}: float = {getattr(chosen, name):.3g}")
+    print(f"now {_shares(found, FIT)}, fitted {_shares(found, chosen)}")
+    for which, key in enumerate(("peak", "step")):
+        off = statistics.median(abs(math.log(again(result, chosen)[which] / result[key])) for result in found)
+        print(f"median error of {key}: {off:.1%}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
