@@ -5,7 +5,7 @@ Each verb imports its area inside itself, so that naming the verbs costs nothing
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from burnish.artifact import Artifact
     from burnish.climb.ladder import Ladder
     from burnish.task import Task
+    from burnish.train.launch import Cluster
 
 Say = Callable[[str, Event], None]
 FEW = 10  # rows below which none can be held out
@@ -184,24 +185,104 @@ def plan(task: str = "", *, rung: str = "", set: Sequence[str] = ()) -> dict[str
     return foresee(ready(tasks.read(task, set), begin=False), [rung] if rung else [])
 
 
-def climb(task: str, *, set: Sequence[str] = (), again: bool = False, say: Say | None = None) -> Report:
+def climb(
+    task: str,
+    *,
+    set: Sequence[str] = (),
+    again: bool = False,
+    seeds: int = 1,
+    search: int = 0,
+    curve: bool = False,
+    say: Say | None = None,
+) -> Report:
     """Try every rung, cheapest first, and judge all on one test set."""
     from burnish import task as tasks
     from burnish.climb import climb
 
-    return climb(tasks.read(task, set), again, say or _quiet)
+    for name, value, least in (("--seeds", seeds, 1), ("--search", search, 0)):
+        if value < least:
+            raise TaskError(f"{name} must be at least {least}, not {value}", name, "raise it")
+    return climb(tasks.read(task, set), again, say or _quiet, seeds, search, curve)
 
 
-def train(task: str, *, rung: str, set: Sequence[str] = (), again: bool = False, say: Say | None = None) -> RungResult:
+def train(
+    task: str,
+    *,
+    rung: str,
+    set: Sequence[str] = (),
+    again: bool = False,
+    devices: int = 1,
+    shard: bool = False,
+    nodes: int = 1,
+    node_rank: int = 0,
+    rendezvous: str = "",
+    say: Say | None = None,
+) -> RungResult:
     """Train one rung; the test set stays closed."""
     from burnish import kinds
     from burnish import task as tasks
     from burnish.climb import make_trained, ready
+    from burnish.train import distributed, launch
 
     if rung not in kinds.names("adapters"):
         what, do = unknown("trained rung", rung, kinds.names("adapters"))
         raise TaskError(what, "--rung", do)
-    return make_trained(ready(tasks.read(task, set)), rung, again, say or _quiet)
+    cluster = launch.Cluster(devices or distributed.visible(), nodes, node_rank, rendezvous).checked()
+    ladder = ready(tasks.read(task, set))
+    if cluster.size > 1 and not launch.inside():
+        words = {"task": task, "rung": rung, "set": list(set), "again": again, "shard": shard}
+        return _together(words, cluster, ladder, say or _quiet)
+    with distributed.begin(shard) as ranks:
+        return make_trained(ladder, rung, again, say or _quiet, ranks=ranks)
+
+
+def _together(words: dict[str, Any], cluster: Cluster, ladder: Ladder, say: Say) -> RungResult:
+    """Train with several processes; this one only watches them."""
+    import json
+    import sys
+
+    from burnish.climb import made
+    from burnish.train import launch
+
+    def hear(told: Mapping[str, Any]) -> None:
+        inner = {key: value for key, value in told.items() if key not in ("rung", "kind", "step", "seconds")}
+        say(told["rung"], Event(told["kind"], told["step"], told["seconds"], inner))
+
+    command = [sys.executable, "-m", "burnish.cli.rank", json.dumps(words)]
+    launch.run(command, cluster, ladder.rung_folder(words["rung"]) / "ranks", hear)
+    return next(result for result in made(ladder.folder) if result.rung == words["rung"])
+
+
+def launch(
+    task: str,
+    *,
+    rung: str,
+    slurm: bool = False,
+    devices: int = 8,
+    nodes: int = 1,
+    limit: str = "24:00:00",
+    set: Sequence[str] = (),
+    shard: bool = False,
+    out: str = "",
+) -> dict[str, Any]:
+    """Write what starts a training on several machines: a Slurm script, or the command for each."""
+    import shlex
+
+    from burnish import store
+    from burnish import task as tasks
+    from burnish.train import launch
+
+    launch.Cluster(devices, nodes, 0, "host:1").checked()
+    words = [task, "--rung", rung, *(part for key in set for part in ("--set", key)), *(["--shard"] if shard else [])]
+    if slurm:
+        text = launch.slurm(words, f"{tasks.read(task, set).name}-{rung}", devices, nodes, limit)
+    else:
+        alone = shlex.join(["burnish", "train", *words, "--devices", str(devices)])
+        more = [f" --nodes {nodes} --node-rank {node} --rendezvous HOST:29500" for node in range(nodes)]
+        text = "".join(f"{alone}{part if nodes > 1 else ''}\n" for part in more)
+    if out:
+        store.write_text(Path(out), text)
+    return {"script": text, "out": out, "slurm": slurm}
 
 
 def evaluate(target: str, *, data: str = "", set: Sequence[str] = (), say: Say | None = None) -> Report:

@@ -43,8 +43,31 @@ HELP = {
     "again": "Start afresh instead of going on with what is saved.",
     "rung": "One trained rung, e.g. lora.",
     "fast": "A smaller demo.",
+    "devices": "Processes on this machine that train together, one a GPU; 0: one for every GPU that is visible.",
+    "shard": "Cut the model over all devices (FSDP2) even where it would fit on each.",
+    "nodes": "Machines that train together.",
+    "node_rank": "Which of the machines this is, from 0.",
+    "rendezvous": "HOST:PORT of the first machine, where the others find it; the port after it is used too.",
+    "slurm": "Write an sbatch script; it is not submitted.",
+    "limit": "How long the job may run.",
+    "seeds": "Train each trained rung from so many seeds; the verdict then covers rows and seeds.",
+    "search": "Try so many settings of each trained rung on validation rows (learning rate and epochs).",
+    "curve": "Also train on an eighth, a quarter and half of the rows: would more data help?",
 }
-METAVARS = {"set": "KEY=VALUE", "show": "N", "out": "FILE", "base": "MODEL", "rung": "NAME"}
+METAVARS = {
+    "set": "KEY=VALUE",
+    "show": "N",
+    "seeds": "N",
+    "search": "N",
+    "out": "FILE",
+    "base": "MODEL",
+    "rung": "NAME",
+    "devices": "N",
+    "nodes": "N",
+    "node_rank": "K",
+    "rendezvous": "HOST:PORT",
+    "limit": "HH:MM:SS",
+}
 TYPES: dict[str, Any] = {"str": str, "int": int, "float": float, "bool": bool, "Sequence[str]": list[str]}
 
 
@@ -150,7 +173,8 @@ def _parameter(item: inspect.Parameter) -> inspect.Parameter:
     info: Any
     metavar = METAVARS.get(item.name, item.name.upper())
     if item.kind is inspect.Parameter.KEYWORD_ONLY:
-        info = typer.Option(f"--{item.name}", help=doc, metavar=metavar, show_default=bool(item.default))
+        name = f"--{item.name.replace('_', '-')}"
+        info = typer.Option(name, help=doc, metavar=metavar, show_default=bool(item.default))
     else:
         completion = run_names if item.name in ("artifact", "target") else None
         info = typer.Argument(help=doc, metavar=metavar, autocompletion=completion)

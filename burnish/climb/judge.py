@@ -190,10 +190,8 @@ class _Asker:
         with costs.peak() as peak:
             done = list(predicting.predict(artifact, self.rows, self.ladder.task.evaluate, base, tell))
         predicting.keep(path, done)
-        shown = {"samples": [], "prompt": ""}
-        if self.suite != "validation":
-            shown["samples"] = _samples(artifact, self.rows, self.ladder, base)
-        store.write_json(path.with_suffix(".json"), {**self.made_by(where), "memory": peak.bytes, **shown})
+        samples = _samples(artifact, self.rows, self.ladder, base) if self.suite != "validation" else []
+        store.write_json(path.with_suffix(".json"), {**self.made_by(where), "memory": peak.bytes, "samples": samples})
         return done
 
 

@@ -70,7 +70,9 @@ class Ladder:
 
 def rungs_of(task: Task, base: Base) -> tuple[str, ...]:
     """The rungs to try, cheapest first: the task's own, else those that suit the base."""
-    wanted = task.rungs or [rung for rung in LADDER[base.kind] if not (base.random and rung == "lora")]
+    usual = [rung for rung in LADDER[base.kind] if not (base.random and rung == "lora")]
+    looks = task.rung_settings.get("retrieval", {}).get("documents") and base.kind != "encoder"
+    wanted = task.rungs or [*usual, *(["retrieval"] if looks else [])]
     return tuple(sorted(wanted, key=cost))
 
 
@@ -143,7 +145,11 @@ def _anchored(task: Task) -> Task:
         test_files=[whole(name) for name in task.data.test_files],
     )
     base = replace(task.base, name=whole(task.base.name))
-    return replace(task, data=settings, base=base)
+    rungs = {rung: {**own} for rung, own in task.rung_settings.items()}
+    for own in rungs.values():
+        own |= {key: whole(own[key]) for key in ("encoder",) if own.get(key) not in (None, "", "base")}
+        own |= {key: [whole(name) for name in own[key]] for key in ("documents",) if key in own}
+    return replace(task, data=settings, base=base, rung_settings=rungs)
 
 
 def environment() -> dict[str, Any]:

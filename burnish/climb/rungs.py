@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,23 +18,32 @@ from burnish import artifact as artifacts
 from burnish import kinds, store
 from burnish.artifact import Artifact
 from burnish.climb.ladder import Ladder, cost
-from burnish.errors import BurnishError, Interrupted, TrainError
+from burnish.climb.search import searched, variant
+from burnish.errors import BurnishError, Interrupted
+from burnish.evaluate import cost as costs
 from burnish.evaluate import predict as predicting
+from burnish.evaluate.curve import FEWEST, SHARES
 from burnish.models.model import Model
 from burnish.prompting._world import World
-from burnish.records import Event, RungResult
+from burnish.records import Event, Example, RungResult
+from burnish.train.distributed import Ranks
 from burnish.train.tune import Job, tune
 
 Say = Callable[[str, Event], None]
+ONE = Ranks()
 
 
 def job_of(ladder: Ladder, rung: str) -> Job:
     """What training a rung needs to know."""
+    task, contract, adapter = ladder.task, ladder.trained, kinds.load("adapters", rung)
+    if hasattr(adapter, "fitted"):  # a soft prompt takes room, and starts from the task's words
+        contract, own = adapter.fitted(contract, ladder.base.kind, task.rung_settings.get(rung, {}))
+        task = replace(task, rung_settings={**task.rung_settings, rung: own})
     return Job(
-        ladder.task,
+        task,
         rung,
         ladder.base,
-        ladder.trained,
+        contract,
         ladder.method,
         {key: value for key, value in ladder.task.method.items() if key != "kind"},
         ladder.prepared.folder,
@@ -42,40 +53,105 @@ def job_of(ladder: Ladder, rung: str) -> Job:
     )
 
 
-def make_trained(ladder: Ladder, rung: str, again: bool, say: Say) -> RungResult:
-    """Train one rung, or take the finished one of an earlier sitting."""
+def make_trained(
+    ladder: Ladder, rung: str, again: bool, say: Say, seeds: int = 1, search: int = 0, ranks: Ranks = ONE
+) -> RungResult:
+    """Train one rung, or take the finished one of an earlier sitting.
+
+    seeds: train it from so many seeds; the first makes the artifact.  search: try so many settings on validation rows.
+    ranks: the processes that train it together, each of which calls this.
+    """
     folder = ladder.rung_folder(rung)
-    if again:
+    if again and ranks.main:
         _forget(folder)
-    with store.locked(folder):
-        finished = _finished(folder)
-        if finished is not None:
+    ranks.tell("ready")
+    with store.locked(folder) if ranks.main else nullcontext():
+        job, result = replace(job_of(ladder, rung), ranks=ranks), finished(folder)
+        if search and (result is None or len(result.search) < search):
+            result = searched(job, search, lambda one, watch: finished(one.folder) or train(one, say, watch))
+        elif result is None:
+            result = train(job, say)
+        else:
             say(rung, Event("phase", 0, 0.0, {"text": f"{rung}: already made"}))
-            return finished
-        started: Mapping[str, Any] = {}
-        try:
-            for event in tune(job_of(ladder, rung)):
-                say(rung, event)
-                if event.kind == "started":
-                    started = event.numbers
-                if event.kind == "stopped":
-                    raise Interrupted(
-                        f"Stopped after step {event.step}; saved", str(folder), "give the same command again to go on"
-                    )
-        except MemoryError:
-            raise TrainError("Out of memory", rung, "lower train.micro_tokens; the last checkpoint is intact") from None
-        facts = artifacts.load(folder / "artifact").facts
-        result = RungResult(
-            rung,
-            seconds=facts["seconds"],
-            trained=facts["trained"],
-            artifact=str(folder / "artifact"),
-            settings={key: facts[key] for key in ("method", "learning_rate", "steps", "best_step", "stopped")}
-            | {"tokens": started.get("tokens", {}).get("tokens_trained", 0)},
-            curve=tuple(_curve(folder / "events.jsonl")),
-        )
-        store.write_json(folder / "result.json", result.to_json())
-        return result
+        assert result is not None
+        more = [_reseeded(job, result, number, say) for number in range(1, seeds)]
+        return replace(result, seeds=tuple(more))
+
+
+def _reseeded(job: Job, first: RungResult, number: int, say: Say) -> dict[str, Any]:
+    """The same rung and settings from another seed; what tells it from the first."""
+    rate, epochs = (first.settings[name] for name in ("learning_rate", "epochs"))
+    seed = job.task.train.seed + number
+    other = variant(job, f"seeds/{seed}", seed=seed, learning_rate=rate, epochs=epochs)
+    made = finished(other.folder) or train(other, say)
+    assert made is not None
+    return {"seed": seed, "artifact": made.artifact}
+
+
+def make_points(ladder: Ladder, first: RungResult, say: Say) -> list[tuple[int, str]]:
+    """The rung trained on an eighth, a quarter and a half of its rows: (rows, artifact) of each.
+
+    The shares lie inside each other and keep the balance of the labels; the settings are the rung's own.
+    """
+    job, rows = job_of(ladder, first.rung), ladder.rows("train")
+    if len(rows) < FEWEST:
+        return []
+    own = {name: first.settings[name] for name in ("learning_rate", "epochs")}
+    told = []
+    for share in SHARES:
+        part = nested(rows, share)
+        place = f"curve/{100 * share:g}"
+        data = job.folder / place / "data"
+        store.write_jsonl(data / "train.jsonl", (row.to_json() for row in part))
+        store.write_jsonl(data / "validation.jsonl", (row.to_json() for row in ladder.rows("validation")))
+        one = variant(job, place, data, **own)
+        with store.locked(one.folder):
+            made = finished(one.folder) or train(one, say)
+        assert made is not None
+        told.append((len(part), made.artifact))
+    return told
+
+
+def nested(rows: Sequence[Example], share: float) -> list[Example]:
+    """A share of the rows of each label, in their order; a smaller share lies inside a larger one."""
+    by_label: dict[str, list[Example]] = {}
+    for row in rows:
+        by_label.setdefault("" if isinstance(row.label, float) else str(row.label), []).append(row)
+    drawn = {
+        row.id
+        for own in by_label.values()
+        for row in sorted(own, key=lambda row: row.id)[: math.ceil(share * len(own))]  # ids are hashes: a fair draw
+    }
+    return [row for row in rows if row.id in drawn]
+
+
+def train(job: Job, say: Say, watch: Callable[[Event], bool] = lambda event: False) -> RungResult | None:
+    """Train one job to its end and write its result; None where `watch`, which sees every event, ended it early."""
+    started: Mapping[str, Any] = {}
+    with costs.peak() as peak:
+        for event in tune(job):
+            say(job.rung, event)
+            if event.kind == "started":
+                started = event.numbers
+            if event.kind == "stopped":
+                at = f"Stopped after step {event.step}; saved"
+                raise Interrupted(at, str(job.folder), "give the same command again to go on")
+            if watch(event):
+                return None
+    facts = artifacts.load(job.folder / "artifact").facts
+    result = RungResult(
+        job.rung,
+        seconds=facts["seconds"],
+        trained=facts["trained"],
+        artifact=str(job.folder / "artifact"),
+        settings={key: facts[key] for key in ("method", "learning_rate", "steps", "best_step", "stopped")}
+        | {"epochs": job.task.train.epochs, "tokens": started.get("tokens", {}).get("tokens_trained", 0)},
+        curve=tuple(_curve(job.folder / "events.jsonl")),
+        cost={"making": {"seconds": facts["seconds"], "tokens": facts["tokens"], "memory": peak.bytes}},
+    )
+    if job.ranks.main:
+        store.write_json(job.folder / "result.json", result.to_json())
+    return result
 
 
 def make_prompted(ladder: Ladder, rung: str, again: bool, say: Say, model: Callable[[], Model]) -> RungResult:
@@ -88,10 +164,13 @@ def make_prompted(ladder: Ladder, rung: str, again: bool, say: Say, model: Calla
     if again:
         _forget(folder)
     with store.locked(folder):
-        finished = _finished(folder)
-        if finished is not None and finished.settings.get("metric", ladder.metric) == ladder.metric:
+        kept, own = finished(folder), ladder.task.rung_settings.get(rung, {})
+        if kept is not None and hasattr(module, "stale"):
+            recipe = artifacts.load(kept.artifact).recipe
+            kept = None if module.stale(recipe, own, ladder.task.folder) else kept
+        if kept is not None and kept.settings.get("metric", ladder.metric) == ladder.metric:
             say(rung, Event("phase", 0, 0.0, {"text": f"{rung}: already made"}))
-            return finished
+            return kept
         say(rung, Event("phase", 0, 0.0, {"text": "choosing"}))
         base = model()  # loaded once for all rungs, so it is in the cost of none
         clock = time.monotonic()
@@ -107,18 +186,21 @@ def make_prompted(ladder: Ladder, rung: str, again: bool, say: Say, model: Calla
             ladder.rows("train"),
             ladder.rows("validation"),
             ladder.metric,
-            ladder.task.rung_settings.get(rung, {}),
+            own,
             ladder.task.data.seed,
             tell,
             ladder.task.folder,
             folder,
         )
-        chosen = module.choose(world)
+        with costs.peak() as peak:
+            chosen = module.choose(world)
         seconds = round(time.monotonic() - clock, 2)
         facts = {"seconds": seconds, "columns": ladder.prepared.columns, **chosen.shown}
         made_artifact = replace(empty, recipe=chosen.recipe, facts=facts, tensors=chosen.tensors)
         artifacts.save(made_artifact, None, folder / "artifact")
-        result = RungResult(rung, seconds=seconds, artifact=str(folder / "artifact"), settings=dict(chosen.shown))
+        cost = {"making": {"seconds": seconds, "tokens": 0, "memory": peak.bytes}}
+        made = str(folder / "artifact")
+        result = RungResult(rung, seconds=seconds, artifact=made, settings=dict(chosen.shown), cost=cost)
         store.write_json(folder / "result.json", result.to_json())
         return result
 
@@ -126,14 +208,14 @@ def make_prompted(ladder: Ladder, rung: str, again: bool, say: Say, model: Calla
 def _forget(folder: Path) -> None:
     import shutil
 
-    for name in ("checkpoints", "artifact", "predictions"):
+    for name in ("checkpoints", "artifact", "predictions", "search", "seeds", "curve"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("result.json", "events.jsonl", "search.jsonl"):
         (folder / name).unlink(missing_ok=True)
 
 
-def _finished(folder: Path) -> RungResult | None:
-    """The rung's result if it was made and its artifact still verifies."""
+def finished(folder: Path) -> RungResult | None:
+    """A rung's result if it was made and its artifact still verifies."""
     try:
         told = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         artifact = artifacts.load(folder / "artifact").folder  # not as it was written: a home may be moved
@@ -146,7 +228,8 @@ def _finished(folder: Path) -> RungResult | None:
         artifact=str(artifact),
         settings=told["settings"],
         curve=tuple(told["curve"]),
-        samples=tuple(told.get("samples", ())),
+        cost=told.get("cost", {}),
+        search=tuple(told.get("search", ())),
     )
 
 
@@ -168,5 +251,11 @@ def _curve(path: Path) -> Iterator[dict[str, float]]:
 
 def made(run: Path) -> list[RungResult]:
     """The finished rungs of a run, cheapest first."""
-    found = [_finished(path) for path in (run / "rungs").glob("*")]
-    return sorted((item for item in found if item is not None), key=lambda item: cost(item.rung))
+    found = [replace(item, seeds=_seeds(path)) for path in (run / "rungs").glob("*") if (item := finished(path))]
+    return sorted(found, key=lambda item: cost(item.rung))
+
+
+def _seeds(folder: Path) -> tuple[dict[str, Any], ...]:
+    """The finished trainings of a rung from further seeds."""
+    told = {int(path.name): finished(path) for path in (folder / "seeds").glob("*")}
+    return tuple({"seed": seed, "artifact": made.artifact} for seed, made in sorted(told.items()) if made)

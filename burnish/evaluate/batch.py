@@ -105,6 +105,8 @@ def _columns(prediction: Prediction) -> dict[str, Any]:
         told["probability"] = round(prediction.probabilities[prediction.label], 4)
     if prediction.nll is not None and prediction.text is None:
         told = {"nll": round(prediction.nll, 4), "tokens": prediction.tokens}
+    if prediction.sources is not None:
+        told["sources"] = "; ".join(prediction.sources)
     told["problem"] = prediction.problem
     return told
 

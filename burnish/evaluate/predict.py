@@ -5,7 +5,9 @@ In: an Artifact and examples.  Out: Predictions in order, stored as they come, s
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from burnish import kinds, store
@@ -41,11 +43,13 @@ def predict(
     prompted = artifact.rung in kinds.names("prompting")
     rung = kinds.load("prompting", artifact.rung) if prompted else None
     for start in range(0, len(rows), CHUNK):
-        chunk = rows[start : start + CHUNK]
+        chunk, clock = rows[start : start + CHUNK], time.monotonic()
         if rung is None:
             yield from ready.answer(chunk)
         else:
-            yield from rung.answer(ready, artifact.recipe, artifact.tensors, chunk)
+            done = list(rung.answer(ready, artifact.recipe, artifact.tensors, chunk))
+            each = round((time.monotonic() - clock) / len(chunk), 6)
+            yield from (replace(item, seconds=item.seconds or each) for item in done)  # rungs that skip the answerer
         tell(start + len(chunk))
 
 

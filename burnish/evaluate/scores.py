@@ -74,7 +74,7 @@ def score(
     interval covers rows and seeds.
     Raises DataError when predictions and examples do not match one to one, or a row cannot be scored.
     """
-    tables = [_rows(metric, examples, said, labels) for said in (predictions, *seeds)]
+    tables = [table(metric, examples, said, labels) for said in (predictions, *seeds)]
     module, n = _metric(metric), len(examples)
     own = [module.value(rows) for rows in tables]
     value = float(np.mean(own))
@@ -129,7 +129,7 @@ def compare_all(
     """
     module, seeds = _metric(metric), seeds or {}
     tables = {
-        name: [_rows(metric, examples, said, labels) for said in (own, *seeds.get(name, ()))]
+        name: [table(metric, examples, said, labels) for said in (own, *seeds.get(name, ()))]
         for name, own in named.items()
     }
     draws = {}
@@ -167,13 +167,13 @@ def confusion(
     if any(isinstance(example.label, tuple) for example in examples):
         return ()
     place = {name: index for index, name in enumerate(labels)}
-    table = np.zeros((len(labels), len(labels) + 1), dtype=int)
+    counts = np.zeros((len(labels), len(labels) + 1), dtype=int)
     for row, prediction in zip(
-        _rows("recall", examples, predictions, labels), joined(examples, predictions), strict=True
+        table("recall", examples, predictions, labels), joined(examples, predictions), strict=True
     ):
         said = None if prediction.problem else prediction.label
-        table[int(row[: len(labels)].argmax()), place.get(said, -1) if isinstance(said, str) else -1] += 1
-    return tuple(tuple(int(count) for count in row) for row in table)
+        counts[int(row[: len(labels)].argmax()), place.get(said, -1) if isinstance(said, str) else -1] += 1
+    return tuple(tuple(int(count) for count in row) for row in counts)
 
 
 def joined(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Prediction]:
@@ -199,7 +199,8 @@ def _metric(name: str) -> ModuleType:
     return kinds.load("metrics", name)
 
 
-def _rows(metric: str, examples: Sequence[Example], predictions: Sequence[Prediction], labels: Sequence[str]) -> Rows:
+def table(metric: str, examples: Sequence[Example], predictions: Sequence[Prediction], labels: Sequence[str]) -> Rows:
+    """What each example adds to a metric: one row of numbers for each, in their order."""
     if not examples:
         raise DataError("There are no rows to score", do="give test rows: data.test or data.test_files")
     module = _metric(metric)

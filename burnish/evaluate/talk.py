@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from burnish import kinds
 from burnish.artifact import Artifact
@@ -21,6 +21,7 @@ class Chat:
         self.artifact = artifact
         self.ready = answerer(artifact, Evaluate())
         self.turns: list[Message] = []
+        self.sources: Sequence[str] = ()  # of the last answer's passages
         kind = "answers in classes" if artifact.contract.labels else "goes on from your text"
         if artifact.contract.target in ("answers", "all") and not artifact.contract.labels:
             kind = "answers"
@@ -45,6 +46,8 @@ class Chat:
             told += piece
             yield piece
         self.turns.append(Message("assistant", told))
+        if self.sources:
+            yield "\n" + "\n".join(self.sources)
 
     def _answer(self) -> Iterator[str]:
         ready, row = self.ready, Example("conversation", Where("typed"), tuple(self.turns))
@@ -52,6 +55,7 @@ class Chat:
         module = kinds.load("prompting", told.rung) if told.rung in kinds.names("prompting") else None
         if module is not None and hasattr(module, "shown"):
             row = module.shown(ready, told.recipe, told.tensors, row)
+        self.sources = row.meta.get("sources", ())
         prompt = ready.prompt_ids(row, min(ready.most, ready.encoding.max_length // 2))
         if ready.model.base.kind == "encoder-decoder":
             made = engine.generate(ready.model, [prompt], ready.stops, ready.most, ready.budget, pad=ready.pad)

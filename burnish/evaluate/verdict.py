@@ -17,7 +17,9 @@ from burnish.records import Comparison, Outcome, RungResult, Score, Verdict
 TITLES = {
     "zero-shot": "zero-shot prompting",
     "few-shot": "few-shot prompting",
+    "prompt-tuning": "prompt tuning",
     "lora": "LoRA",
+    "partial": "tuning the last layers",
     "full": "full fine-tuning",
 }
 FLOOR = "always giving the same answer"
@@ -105,12 +107,14 @@ def decide(
     n: int,
     reference: str = "baseline",
     trained: Collection[str] | None = None,
+    openings: int = 1,
 ) -> Verdict:
     """The cheapest rung that does what the goal asks.
 
     goal: task, metric (not "auto") and target.  rungs: in order of cost.  n: test rows.
     reference: the rung that always gives the same answer: a floor, never recommended.
     trained: names of the rungs that train weights; by default every adapter.
+    openings: how often these rows were opened, this time included; every p is multiplied by it (Bonferroni).
     With a target: the cheapest rung whose value reaches it.  Without one: the cheapest rung that is better than the
     floor and that no other rung beats, both by more than luck.
     """
@@ -122,12 +126,22 @@ def decide(
     if not scores:
         return Verdict("", "not met", "No rung was measured, so there is nothing to recommend.", left_out)
     higher = next(iter(scores.values())).higher
-    climb = _Climb(scores, floor, tuple(comparisons), reference, higher, n)
+    seen = [
+        replace(item, p=min(1.0, item.p * openings), p_holm=min(1.0, item.p_holm * openings)) for item in comparisons
+    ]
+    climb = _Climb(scores, floor, tuple(seen), reference, higher, n)
     if target is None:
         rung, outcome, sentence = _without_target(climb)
     else:
         rung, outcome, sentence = _with_target(climb, float(target))
     notes = (*_notes(climb, rung, outcome, None if target is None else float(target), trained), *left_out)
+    if openings > 1:
+        again = (
+            f"This test set has been opened {openings} times.  What was chosen after an earlier opening may fit these "
+            f"rows by luck: every p of this verdict is multiplied by {openings}, intervals are not corrected, and only "
+            "rows that nobody has seen would settle it."
+        )
+        notes = (again, *notes)
     return Verdict(rung, outcome, f"{sentence} {_worth(climb, trained)}", notes)
 
 

@@ -108,7 +108,16 @@ def plan(task: str = "", *, rung: str = "", set: Sequence[str] = ()) -> dict[str
     return {"base": "burnish-tiny", "method": "sft", "rungs": rungs, "ok": rung != "full"}
 
 
-def climb(task: str, *, set: Sequence[str] = (), again: bool = False, say: Say | None = None) -> Report:
+def climb(
+    task: str,
+    *,
+    set: Sequence[str] = (),
+    again: bool = False,
+    seeds: int = 1,
+    search: int = 0,
+    curve: bool = False,
+    say: Say | None = None,
+) -> Report:
     """Climb the rungs."""
     print("a library prints")
     if say:

@@ -18,7 +18,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 BRIEF = {
     "train": {"epochs": 1, "evaluate_every": 2},
     "evaluate": {"resamples": 100, "max_new_tokens": 4, "samples": 1},
-    "few-shot": {"shots": [1, 2], "orders": 1, "rows": 4},
+    "few-shot": {"shots": [1, 2], "orders": 1, "budget": 24, "choose": ["random"]},
 }
 
 

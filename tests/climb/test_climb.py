@@ -18,7 +18,6 @@ from burnish.errors import Interrupted, TaskError
 from burnish.evaluate import scores
 from burnish.records import Prediction
 from burnish.store import read_jsonl
-from burnish.train import tune
 
 
 def weights(report, rung="lora"):
@@ -164,7 +163,9 @@ class TestNever:
         real = prepare.examples
         heard = lambda folder, split: log.append(split) or real(folder, split)  # noqa: E731
         monkeypatch.setattr(prepare, "examples", heard)
-        monkeypatch.setattr(tune, "examples", heard)
+        for module in [module for name, module in sys.modules.items() if name.startswith("burnish.train.")]:
+            if hasattr(module, "examples"):
+                monkeypatch.setattr(module, "examples", heard)
         package = sys.modules["burnish.climb"]
         judged = package.judge
         monkeypatch.setattr(package, "judge", lambda *a, **k: log.append("judge") or judged(*a, **k))

@@ -212,7 +212,7 @@ def test_students_t_equals_scipy():
 
 
 def test_an_interval_over_seeds_covers_rows_and_seeds():
-    """Truth 0; rows add .1, a seed .1: the interval of 3 seeds covers the truth in 95 %, that of rows alone does not."""
+    """Truth 0; rows add .1, a seed .1: the interval of 3 seeds covers the truth in 95 %, that of rows alone not."""
     random, covered, rows_alone = np.random.default_rng(0), 0, 0
     for _ in range(600):
         own = random.normal(scale=0.1) + random.normal(scale=0.1, size=3)
