@@ -111,7 +111,7 @@ def check(task: str, *, set: Sequence[str] = (), show: int = 0) -> dict[str, Any
     from dataclasses import replace
 
     from burnish import task as tasks
-    from burnish.climb import ready
+    from burnish.climb.ladder import ready
     from burnish.data.validate import BadRows
     from burnish.records import Problem
     from burnish.tokens.ask import readable
@@ -175,7 +175,8 @@ def plan(task: str = "", *, rung: str = "", set: Sequence[str] = ()) -> dict[str
     """
     from burnish import kinds
     from burnish import task as tasks
-    from burnish.climb import foresee, ready, tunable
+    from burnish.climb.foresee import foresee, tunable
+    from burnish.climb.ladder import ready
 
     if rung and rung not in kinds.names("adapters"):
         what, do = unknown("trained rung", rung, kinds.names("adapters"))
@@ -197,7 +198,7 @@ def climb(
 ) -> Report:
     """Try every rung, cheapest first, and judge all on one test set."""
     from burnish import task as tasks
-    from burnish.climb import climb
+    from burnish.climb.run import climb
 
     for name, value, least in (("--seeds", seeds, 1), ("--search", search, 0)):
         if value < least:
@@ -221,7 +222,8 @@ def train(
     """Train one rung; the test set stays closed."""
     from burnish import kinds
     from burnish import task as tasks
-    from burnish.climb import make_trained, ready
+    from burnish.climb.ladder import ready
+    from burnish.climb.rungs import make_trained
     from burnish.train import distributed, launch
 
     if rung not in kinds.names("adapters"):
@@ -241,7 +243,7 @@ def _together(words: dict[str, Any], cluster: Cluster, ladder: Ladder, say: Say)
     import json
     import sys
 
-    from burnish.climb import made
+    from burnish.climb.rungs import made
     from burnish.train import launch
 
     def hear(told: Mapping[str, Any]) -> None:
@@ -292,7 +294,8 @@ def evaluate(target: str, *, data: str = "", set: Sequence[str] = (), say: Say |
     from burnish import artifact as artifacts
     from burnish import store
     from burnish import task as tasks
-    from burnish.climb import judge, made, publish
+    from burnish.climb.judge import judge, publish
+    from burnish.climb.rungs import made
 
     folder = _target(target)
     run = _run_of(folder)
@@ -319,7 +322,7 @@ def _own(task: Task, run: Path) -> tuple[Ladder, list[Example], str]:
     """The run's own test rows; refuses when data or settings changed, as these could then be rows trained on."""
     from dataclasses import replace
 
-    from burnish.climb import ready
+    from burnish.climb.ladder import ready
 
     ladder = ready(task, begin=False)
     if ladder.folder.name[-8:] != run.resolve().name[-8:]:  # the hash of all that decides a run
@@ -444,7 +447,7 @@ def _busy(rung: Path) -> bool:
 def demo(*, fast: bool = False, say: Say | None = None) -> Report:
     """Climb on the embedded base and reviews: nothing to download."""
     from burnish import task as tasks
-    from burnish.climb import climb
+    from burnish.climb.run import climb
 
     path = _embedded("reviews/task.yaml")
     overrides = ["train.epochs=1", "few-shot.orders=1", "data.limit=300"] if fast else []

@@ -172,6 +172,16 @@ def climb(screen: Screen, told: Report, asked: Asked) -> None:
         _next(screen, *(["chat", artifact] for artifact in last), ["init", "YOUR_DATA.csv"])
 
 
+def launch(screen: Screen, told: Mapping[str, Any], asked: Asked) -> None:
+    """The script itself, so that it can be piped, or where it was written."""
+    if told["out"]:
+        then = f", to be given to {'sbatch' if told['slurm'] else 'each machine'}"
+        screen.line((f"Wrote {told['out']}", "bold green"), then)
+    else:
+        for line in told["script"].splitlines():
+            screen.line(line, whole=True)
+
+
 def train(screen: Screen, told: RungResult, asked: Asked) -> None:
     """What one rung scored and where it lies."""
     if told.skipped:
@@ -221,6 +231,7 @@ VIEWS: dict[str, Callable[[Screen, Any, Asked], None]] = {
     "plan": needs.plan,
     "climb": climb,
     "train": train,
+    "launch": launch,
     "evaluate": climb,
     "predict": predict,
     "runs": runs,

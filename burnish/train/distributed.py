@@ -41,6 +41,7 @@ class Ranks:
 
     rank: int = 0
     size: int = 1
+    device: torch.device = torch.device("cpu")
 
     @property
     def main(self) -> bool:
@@ -104,7 +105,6 @@ class Replicated(Ranks):
     local: ranks on this machine.  shard: cut the model even where it would fit.
     """
 
-    device: torch.device = torch.device("cpu")
     local: int = 1
     shard: bool = False
 
@@ -303,6 +303,11 @@ class Sharded(Replicated):
                     module._parameters[name] = full[id(value)]
                 else:
                     full[id(value)] = value  # only its place is needed
+
+
+def visible() -> int:
+    """How many processes suit this machine: one for every GPU, else one."""
+    return torch.cuda.device_count() or 1
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,6 +31,7 @@ from burnish.tokens.contract import Contract
 from burnish.tokens.encode import Count, Encoding, Tokens, encode_all
 from burnish.tokens.tokenizer import Tokenizer
 from burnish.train import calibrate, checkpoint, describe, estimate, loop, memory, optim
+from burnish.train.distributed import Ranks
 from burnish.train.estimate import Estimate, Work
 from burnish.train.plan import Plan, plan
 from burnish.train.run import Run
@@ -52,6 +53,7 @@ class Job:
     folder: Path
     identity: Mapping[str, Any]
     columns: Mapping[str, Any]
+    ranks: Ranks = field(default_factory=Ranks)
 
     @property
     def head(self) -> Head:
@@ -136,16 +138,19 @@ def needs(job: Job, prepared: Prepared) -> Estimate:
 def _tune(job: Job) -> Iterator[Event]:
     settings = job.task.train
     prepared = prepare(job)
-    _keep(job, prepared)
+    if job.ranks.main:
+        _keep(job, prepared)
     needed = needs(job, prepared)
     adapter = kinds.load("adapters", job.rung)
     own = settings.dropout if adapter.CARRIES_BASE else None  # the base's; other adapters have a place for their own
-    model = load.load(job.base, job.head, dropout=own, seed=settings.seed)
+    quantised = getattr(adapter, "QUANTISED", False)
+    model = load.load(job.base, job.head, dropout=own, seed=settings.seed, quantised=quantised)
     adapter.attach(model, job.task.rung_settings.get(job.rung, {}), settings.dropout or 0.0, settings.seed)
     begun = checkpoint.identity_of(job.folder / "checkpoints")  # auto on another machine goes on as it began
-    precision = begun.get("precision") or optim.precision(settings.precision, model.device)
+    precision = begun.get("precision") or optim.precision(settings.precision, job.ranks.device)
     micro_tokens = begun.get("micro_tokens") or needed.micro_tokens
     recompute = begun.get("recompute", needed.recompute)
+    precision, micro_tokens, recompute = job.ranks.tell([precision, micro_tokens, recompute])
     batches, validation = (
         replace(part, micro_tokens=micro_tokens, packed=model.packs) for part in (prepared.batches, prepared.validation)
     )
@@ -162,11 +167,12 @@ def _tune(job: Job) -> Iterator[Event]:
         optim.DTYPES[precision],
         recompute,
     )
+    run.share(job.ranks)
     trained = load.count(model.trainable().values())
     started = {
         "phase": job.rung,
         "method": job.method,
-        "parameters": load.count(model.hf.parameters()),
+        "parameters": load.size(model.hf),
         "trained": trained,
         "rows": prepared.train.count.rows,
         "dropped": prepared.dropped,
@@ -187,11 +193,12 @@ def _tune(job: Job) -> Iterator[Event]:
     first = True
     with memory.guarded():
         for event in loop.fit(run):
-            if first:
+            if first and job.ranks.main:
                 _begin(log, event)
             first = False
-            with store.disk_errors(log), log.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(event.to_json()) + "\n")
+            if job.ranks.main:
+                with store.disk_errors(log), log.open("a", encoding="utf-8") as stream:
+                    stream.write(json.dumps(event.to_json()) + "\n")
             yield event
             if event.kind == "stopped":
                 return
@@ -204,13 +211,17 @@ def _tune(job: Job) -> Iterator[Event]:
         "trained": trained,
         "method": job.method,
         "rows": prepared.train.count.rows,
+        "seed": settings.seed,
         "learning_rate": prepared.plan.peak,
         "stopped": run.progress.done,
         "columns": dict(job.columns),
     }
-    artifacts.save(
-        Artifact(job.rung, job.base, job.contract, job.rung, {}, facts), model.eval(), job.folder / "artifact"
-    )
+    run.ranks.gather(model)
+    if job.ranks.main:
+        artifacts.save(
+            Artifact(job.rung, job.base, job.contract, job.rung, {}, facts), model.eval(), job.folder / "artifact"
+        )
+    job.ranks.tell("saved")
 
 
 @dataclass(frozen=True)

@@ -132,6 +132,11 @@ def train(task: str, *, rung: str, set: Sequence[str] = (), again: bool = False,
     return report().rungs[2 if rung == "retrieval" else 1]
 
 
+def launch(task: str, *, rung: str, slurm: bool = False, nodes: int = 1, out: str = "") -> dict[str, Any]:
+    """Write a script."""
+    return {"script": f"burnish train {task}\n", "out": out, "slurm": slurm}
+
+
 def evaluate(target: str, *, data: str = "", set: Sequence[str] = (), say: Say | None = None) -> Report:
     """Evaluate."""
     return report()
@@ -161,7 +166,7 @@ def demo(*, fast: bool = False, say: Say | None = None) -> Report:
 
 VERBS = {
     name: globals()[name]
-    for name in ("init", "check", "plan", "climb", "train", "evaluate", "predict", "chat", "runs", "demo")
+    for name in ("init", "check", "plan", "climb", "train", "launch", "evaluate", "predict", "chat", "runs", "demo")
 }
 
 

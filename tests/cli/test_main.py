@@ -42,6 +42,8 @@ def run(*words: str, verbs: Any = None) -> int:
         (["climb", "task.yaml", "--set", "train.epochs=1", "--set", "goal.target=1"], 1),
         (["train", "task.yaml", "--rung", "lora"], 0),
         (["train", "task.yaml", "--rung", "retrieval"], 1),
+        (["launch", "task.yaml", "--rung", "lora", "--slurm", "--nodes", "2"], 0),
+        (["launch", "task.yaml", "--rung", "lora", "--out", "job.sh"], 0),
         (["evaluate", "reviews"], 0),
         (["predict", "reviews", "new.csv", "--out", "a.jsonl"], 0),
         (["runs"], 0),
