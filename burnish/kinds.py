@@ -9,6 +9,7 @@ Other packages add names by an entry point in the group `burnish.<folder>`.
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -111,6 +112,17 @@ def settings(folder: str, name: str) -> tuple[Setting, ...]:
         if isinstance(node, ast.ClassDef) and node.name == "Settings":
             return tuple(_setting(item) for item in node.body if isinstance(item, ast.AnnAssign))
     return ()
+
+
+@cache
+def constants(folder: str, name: str) -> dict[str, Any]:
+    """The file's plain constants (COST = 20, MODELS = ("decoder",)), read from its source without importing it."""
+    tree, found = ast.parse(source(folder, name).read_text(encoding="utf-8")), {}
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            with contextlib.suppress(ValueError):  # made by code: ask the module itself
+                found[node.targets[0].id] = ast.literal_eval(node.value)
+    return found
 
 
 def _setting(node: ast.AnnAssign) -> Setting:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -363,3 +365,13 @@ def test_a_broken_run_folder_does_not_hide_the_others(home: Path, climbed: Repor
 def test_what_is_no_artifact_is_refused_by_name(home: Path) -> None:
     with pytest.raises(BurnishError, match="No run or artifact"):
         burnish.predict("../../etc", str(home / "reviews.csv"), out=str(home / "x.csv"))
+
+
+def test_checking_a_task_loads_no_model_library(home: Path) -> None:
+    code = f"""
+import sys, burnish
+assert burnish.check({str(home / "task.yaml")!r}, show=1)["ok"]
+heavy = {{"torch", "transformers", "scipy", "pandas", "sklearn"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import psutil
-import torch
 
 from burnish import __version__, kinds, store
 from burnish import task as tasks
@@ -78,7 +77,7 @@ def rungs_of(task: Task, base: Base) -> tuple[str, ...]:
 
 def cost(rung: str) -> int:
     """Where a rung stands on the ladder; smaller is cheaper."""
-    return int(kinds.load(folder_of(rung), rung).COST)
+    return int(kinds.constants(folder_of(rung), rung)["COST"])
 
 
 def folder_of(rung: str) -> str:
@@ -154,6 +153,7 @@ def _anchored(task: Task) -> Task:
 
 def environment() -> dict[str, Any]:
     """What a result may depend on besides the task."""
+    import torch
     import transformers
 
     return {
@@ -178,18 +178,18 @@ def choose_method(task: Task, base: Base, prepared: Prepared) -> str:
             chosen = {"classify": "classify", "regress": "regress"}[goal] if models.has_head(base) else "sft"
         else:
             chosen = "selfsupervised" if shape == "document" else "sft"
-    module = kinds.load("methods", chosen)
-    if base.kind not in module.MODELS:
+    facts = kinds.constants("methods", chosen)
+    if base.kind not in facts["MODELS"]:
         raise TaskError(
             f"method {chosen} does not train {base.kind} models",
             task.where("method.kind"),
-            f"use a base of another kind ({', '.join(module.MODELS)})",
+            f"use a base of another kind ({', '.join(facts['MODELS'])})",
         )
-    if module.TARGET == "label" and shape != "labelled":
+    if facts["TARGET"] == "label" and shape != "labelled":
         raise TaskError(
             f"method {chosen} needs labelled rows, and these are {shape}", task.where("method.kind"), "use sft"
         )
-    if module.TARGET == "answers" and shape == "document":
+    if facts["TARGET"] == "answers" and shape == "document":
         raise TaskError(
             "method sft needs rows with answers, and these are documents",
             task.where("method.kind"),
@@ -230,7 +230,7 @@ def _contracts(
         prepared.multi,
         ask.instruction(task.goal.task, labels, settings.instruction, prepared.multi),
     )
-    target = kinds.load("methods", method).TARGET
+    target = kinds.constants("methods", method)["TARGET"]
     if target != "label":
         return asked, replace(asked, target="document" if target == "document" else asked.target)
     head = "number" if task.goal.task == "regress" else "multi" if prepared.multi else "classes"

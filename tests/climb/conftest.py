@@ -12,7 +12,7 @@ import tiny
 
 from burnish import store
 from burnish import task as tasks
-from burnish.climb import climb
+from burnish.climb.run import climb
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 BRIEF = {

@@ -12,7 +12,7 @@ from conftest import labelled, words, write
 from burnish import artifact as artifacts
 from burnish import store, workflow
 from burnish import task as tasks
-from burnish.climb import climb
+from burnish.climb.run import climb
 from burnish.data import prepare
 from burnish.errors import Interrupted, TaskError
 from burnish.evaluate import scores
@@ -166,7 +166,7 @@ class TestNever:
         for module in [module for name, module in sys.modules.items() if name.startswith("burnish.train.")]:
             if hasattr(module, "examples"):
                 monkeypatch.setattr(module, "examples", heard)
-        package = sys.modules["burnish.climb"]
+        package = sys.modules["burnish.climb.run"]
         judged = package.judge
         monkeypatch.setattr(package, "judge", lambda *a, **k: log.append("judge") or judged(*a, **k))
         desk.climb(desk.task())

@@ -7,7 +7,7 @@ from conftest import labelled, write
 
 from burnish import store
 from burnish.artifact import load
-from burnish.climb import climb
+from burnish.climb.run import climb
 from burnish.climb.rungs import nested
 from burnish.errors import TaskError
 from burnish.records import Example, Where

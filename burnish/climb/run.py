@@ -1,0 +1,60 @@
+"""A whole climb: every rung made, cheapest first, then all judged at one opening of the test set."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from burnish import store
+from burnish.artifact import Artifact
+from burnish.climb.judge import Point, judge, publish, question
+from burnish.climb.ladder import folder_of, ready, rungs_of
+from burnish.climb.rungs import make_points, make_prompted, make_trained
+from burnish.errors import Interrupted, TaskError
+from burnish.models.model import Model
+from burnish.records import Event, Report
+from burnish.task import Task
+
+Say = Callable[[str, Event], None]
+
+
+def climb(task: Task, again: bool, say: Say, seeds: int = 1, search: int = 0, curve: bool = False) -> Report:
+    """Make every rung, open the test set once, and judge.
+
+    seeds: trainings of each trained rung; the verdict then covers rows and seeds.  search: settings tried for each
+    trained rung on validation rows.  curve: also train the best trained rung (by validation) on smaller shares.
+    """
+    clock = time.monotonic()
+    ladder = ready(task)
+    rungs = rungs_of(ladder.task, ladder.base)
+    if not ladder.rows("test"):
+        raise TaskError(
+            "There are no test rows, so nothing could be proven",
+            task.where("data.test"),
+            "set data.test or data.test_files",
+        )
+    loaded: list[Model] = []
+
+    def model() -> Model:
+        if not loaded:
+            loaded.append(Artifact("zero-shot", ladder.base, ladder.asked).model())
+        return loaded[0]
+
+    results = []
+    for rung in rungs:
+        if store.stop_requested():
+            raise Interrupted("Stopped; finished rungs are kept", str(ladder.folder), "give the same command again")
+        if folder_of(rung) == "adapters":
+            results.append(make_trained(ladder, rung, again, say, seeds, search))
+        else:
+            results.append(make_prompted(ladder, rung, again, say, model))
+    points: list[Point] = []
+    tuned = [item for item in results if folder_of(item.rung) == "adapters"]
+    if curve and tuned:
+        chosen = question(ladder, [item for item in results if not item.skipped], say, model)
+        first = next((item for item in tuned if item.rung in chosen), tuned[0])
+        points = [Point(first.rung, rows, artifact) for rows, artifact in make_points(ladder, first, say)]
+    told = judge(ladder, results, ladder.rows("test"), "test", "climb", say, model, points)
+    told = replace(told, seconds=round(time.monotonic() - clock, 1))
+    return publish(told, ladder.folder, ladder.rows("test"), "test")
