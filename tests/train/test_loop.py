@@ -160,6 +160,7 @@ RESUMED = [
     (tiny.CASES[0], "lora", {"precision": "bf16", "dropout": 0.1}),
     (tiny.CASES[0], "full", {"optimizer": "sgd"}),
     (tiny.CASES[0], "full", {"optimizer": "adam", "l1": 0.01}),
+    (tiny.CASES[0], "full", {"optimizer": "adafactor", "precision": "bf16"}),
     (tiny.CASES[2], "full", {"micro_tokens": 20}),
 ]
 KIND = {"sft": "bart", "selfsupervised": "bert", "classify": "gpt2", "regress": "albert"}
