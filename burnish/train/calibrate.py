@@ -130,7 +130,7 @@ def _call(device: torch.device) -> float:
 
 def _disk(folder: Path) -> dict[str, float]:
     """Bytes a second written durably, and read."""
-    data, path = os.urandom(1 << 23), folder / ".calibrate"
+    data, path = os.urandom(1 << 23), folder / f".calibrate-{os.getpid()}"
     clock = time.perf_counter()
     store.write_bytes(path, data)
     wrote = time.perf_counter() - clock
