@@ -164,20 +164,14 @@ def _size(module: nn.Module) -> tuple[int, int] | None:
 
 def _first(model: Model, side: str) -> int:
     """The first block of a side that backward reaches: that of its lowest trained weight; embeddings come before."""
-    first = NOWHERE
-    head = _output(model)
+    hf, first = model.hf, NOWHERE
+    tables = [item for item in hf.modules() if isinstance(item, nn.Embedding) or item is hf.get_input_embeddings()]
+    early = {id(value) for item in tables for value in item.parameters()}
     for name, value in model.trainable().items():
         numbered = re.search(r"\.(\d+)\.", name)
-        if _side_of(model, name) == side and (numbered or not (name in model.fresh or value is head)):
+        if _side_of(model, name) == side and (numbered or id(value) in early):
             first = min(first, int(numbered[1]) if numbered else 0)
     return first
-
-
-def _output(model: Model) -> Any:
-    """The weight of a language head that is nothing else; a tied one is the embedding's too."""
-    end = model.hf.get_output_embeddings() if model.head.kind == "language" else None
-    start = model.hf.get_input_embeddings()
-    return None if end is None or end.weight is getattr(start, "weight", None) else end.weight
 
 
 def _times(model: Model, found: Sequence[_Found]) -> int:

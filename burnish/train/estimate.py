@@ -320,7 +320,7 @@ def memory(work: Work, micro_tokens: int, recompute: bool, machine: Machine, fit
 
 
 def _new_shapes(work: Work, batch: Load) -> float:
-    """Products of a shape not seen before in a micro-batch: packs differ in length, and so do their attention groups."""
+    """Products in a micro-batch of a shape not seen before: packs differ in length, and attention groups do."""
     if work.device != "cpu" or work.element != 2:
         return 0.0
     alike = {(item.inputs, item.outputs, item.rank): item for item in work.shape.linears}

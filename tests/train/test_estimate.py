@@ -1,0 +1,464 @@
+"""What a run will need: arithmetic by hand, known parameter counts, remedies that work, a run that was foretold."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import burnish
+from burnish import kinds
+from burnish import task as tasks
+from burnish.cli import main
+from burnish.models import base as models
+from burnish.models import load
+from burnish.models.base import Base, Head
+from burnish.tokens.batch import join
+from burnish.train import describe, estimate, memory, standard, tune
+from burnish.train.estimate import FIT, Fit, Linear, Machine, Rows, Shape, Side, Work
+
+RATES = {(64, 64): (1e10, 2e10, 5e9)}
+MACHINE = Machine(1e12, 3e8, 1e12, RATES)
+PLAIN = Fit(**{item.name: 0.0 for item in fields(Fit)})
+
+
+def rows(*lengths: int) -> Rows:
+    told = np.array(lengths, np.int64)
+    return Rows(told, np.zeros_like(told), told // 2)
+
+
+def work(lengths: tuple[int, ...] = (100, 200, 300, 60), blocks: int = 4, wide: int = 64, **own: Any) -> Work:
+    """A full tuning of a model of square matrices: four to a block, and a head over 1,000 words."""
+    linears = (Linear(wide, wide, 4 * blocks, trained=True), Linear(wide, 1000, at="supervised", trained=True))
+    size = blocks * 4 * wide * wide + 1000 * wide
+    side = Side(8.0 * wide * blocks, 8.0 * wide, float(wide * blocks), 8.0 * wide * blocks, 4 * blocks, wide * blocks)
+    shape = Shape(size, size, 0, 4 * size, linears, side, calls=8 * blocks)
+    told = rows(*lengths)
+    return replace(Work(shape, told, told, 2, 10, 2, 2, 5 * int(told.ids.sum())), **own)
+
+
+# --- parameters ----------------------------------------------------------------------------------------------
+
+OPT = transformers.OPTConfig(
+    hidden_size=4096, ffn_dim=16384, num_hidden_layers=32, num_attention_heads=32, word_embed_proj_dim=4096
+)
+GPT3 = transformers.OPTConfig(
+    hidden_size=12288, ffn_dim=49152, num_hidden_layers=96, num_attention_heads=96, word_embed_proj_dim=12288
+)
+LLAMA3 = transformers.LlamaConfig(vocab_size=128256, intermediate_size=14336, num_key_value_heads=8)
+ROBERTA = transformers.RobertaConfig(
+    hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096, vocab_size=50265
+)
+DEBERTA = transformers.DebertaV2Config(
+    hidden_size=1536, num_hidden_layers=48, num_attention_heads=24, intermediate_size=6144, vocab_size=128100
+)
+
+
+@pytest.mark.parametrize(
+    ("config", "kind", "rank", "targets", "trained"),
+    [
+        (transformers.LlamaConfig(), "decoder", 8, ["q_proj", "v_proj"], 4_194_304),
+        (transformers.LlamaConfig(), "decoder", 16, [], 39_976_960),
+        (transformers.LlamaConfig(), "decoder", 64, [], 159_907_840),
+        (LLAMA3, "decoder", 16, [], 41_943_040),
+        (OPT, "decoder", 16, ["q_proj", "v_proj"], 8_388_608),
+        (ROBERTA, "encoder", 8, ["query", "value"], 786_432),
+        (DEBERTA, "encoder", 16, ["query_proj", "value_proj"], 4_718_592),
+        (GPT3, "decoder", 1, ["q_proj", "v_proj"], 4_718_592),
+        (GPT3, "decoder", 8, ["q_proj", "v_proj"], 37_748_736),
+    ],
+    ids=["llama-qv", "llama-16", "llama-64", "llama-3", "opt", "roberta", "deberta", "gpt3-1", "gpt3-8"],
+)
+def test_published_parameter_counts_come_out_without_weights(
+    config: Any, kind: Any, rank: int, targets: list[str], trained: int
+) -> None:
+    """Sources: LoRA paper tables 2 and 4, PEFT's documentation."""
+    base = Base("", Path("/nonexistent"), kind, config.to_dict(), 0, config.vocab_size, "")
+    task = tasks.resolve({"lora": {"rank": rank, "targets": targets}})
+    told = describe.shape(describe.skeleton(base, Head("language"), "lora", task, config))
+    assert told.trained == trained
+    if config is OPT:
+        assert told.parameters == 6_666_862_592
+
+
+@pytest.mark.parametrize(("number", "parameters"), [(0, 134_515_008), (2, 494_032_768), (3, 1_235_814_400)])
+def test_well_known_bases_have_their_published_sizes(number: int, parameters: int) -> None:
+    assert standard.work(number, "full", 2).shape.parameters == parameters
+
+
+def test_the_largest_known_bases_have_their_published_sizes() -> None:
+    told = {name: standard.work(number, "full", 2).shape.parameters for number, (name, *_) in enumerate(standard.SIZES)}
+    assert told["Llama 3.1 8B"] == 8_030_261_248
+    assert told["Llama 3.1 70B"] == 70_553_706_496
+    assert list(told.values()) == sorted(told.values())  # `largest` halves this list
+
+
+@pytest.mark.parametrize("rung", ["full", "lora"])
+@pytest.mark.parametrize("head", ["language", "classes", "number"])
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_a_skeleton_counts_what_the_loaded_model_does(
+    kind: str, head: str, rung: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    base = models.inspect(str(tiny.folder(kind, tmp_path_factory)))
+    told = describe.shape(describe.skeleton(base, tiny.HEADS[head], rung, tasks.resolve({})))
+    model = tiny.model(kind, head, tmp_path_factory, rung)
+    assert told.parameters == load.count(model.hf.parameters())
+    assert told.trained == load.count(model.trainable().values())
+    assert told == describe.shape(model)
+
+
+def test_multiplications_are_the_weights_of_every_matrix_and_albert_goes_through_its_own_twice(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    llama = describe.shape(tiny.model("llama", "language", tmp_path_factory))
+    assert llama.multiplications == 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48)
+    albert = describe.shape(tiny.model("albert", "classes", tmp_path_factory))
+    assert [item.count for item in albert.linears if (item.inputs, item.outputs) == (32, 48)] == [2]
+
+
+def test_nothing_below_the_lowest_trained_layer_is_kept_or_run_backward(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    model = tiny.model("llama", "language", tmp_path_factory)
+    whole = describe.shape(model)
+    for name, value in model.hf.named_parameters():
+        value.requires_grad_("layers.1." in name)
+    top = describe.shape(model)
+    assert top.ids.kept == whole.ids.kept / 2
+    assert top.ids.widths == whole.ids.widths
+    assert {item.count for item in top.linears if not item.backward} == {1, 2}
+
+
+@pytest.mark.parametrize("rung", ["full", "lora"])
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_what_forward_keeps_follows_the_widths(kind: str, rung: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Bytes that autograd saves, weights aside, against Fit.kept x widths: the rule's own error, within a factor."""
+    model = tiny.model(kind, "language", tmp_path_factory, rung)
+    made = tiny.rows(kind, "document", tmp_path_factory)
+    own = {value.untyped_storage().data_ptr() for value in model.hf.parameters()}
+    seen: dict[int, int] = {}
+
+    def note(value: torch.Tensor) -> torch.Tensor:
+        storage = value.untyped_storage()
+        if storage.data_ptr() not in own and value.is_floating_point():
+            seen[storage.data_ptr()] = storage.nbytes()
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda value: value):
+        outputs = model(join(made))
+    assert outputs is not None
+    side = describe.shape(model).ids
+    said = FIT.kept * 4 * side.kept * sum(row.length for row in made)
+    assert 0.5 < sum(seen.values()) / said < 2.0
+
+
+# --- arithmetic ----------------------------------------------------------------------------------------------
+
+
+def test_seconds_by_hand() -> None:
+    one = replace(work((100,), 1), batch_size=1, steps=1, validation=rows())
+    bare = replace(one, shape=replace(one.shape, linears=(Linear(64, 64, trained=True),), calls=0))
+    told = estimate.seconds(bare, 1024, False, MACHINE, replace(PLAIN, arithmetic=1.0))
+    flops = 2 * 64 * 64 * 100
+    assert told["step"] == pytest.approx(flops / 1e10 + flops / 2e10 + flops / 5e9)
+    again = estimate.seconds(bare, 1024, True, MACHINE, replace(PLAIN, arithmetic=1.0))
+    assert again["step"] - told["step"] == pytest.approx(flops / 1e10)  # recomputation is one more forward
+    frozen = Linear(64, 64, trained=False, rank=4)
+    low = estimate.seconds(
+        replace(bare, shape=replace(bare.shape, linears=(frozen,))),
+        1024,
+        False,
+        MACHINE,
+        replace(PLAIN, arithmetic=1.0),
+    )
+    more = 2 * 4 * 128 * 100
+    assert low["step"] == pytest.approx((flops + more) / 1e10 + (flops + more) / 2e10 + more / 5e9)
+
+
+def test_memory_by_hand() -> None:
+    one = work(validation=rows(10))
+    told = estimate.memory(one, 1024, False, MACHINE, replace(PLAIN, kept=1.0))
+    size = one.shape.trained
+    assert told["weights"] == 4 * size
+    assert told["gradients"] == told["best weights"] == 4 * size
+    assert told["optimizer"] == 8 * size
+    assert told["process"] == 3e8
+    assert told["activations"] == 4 * one.shape.ids.kept * 500  # the two longest rows
+    half = estimate.memory(replace(one, element=2), 1024, False, MACHINE, replace(PLAIN, kept=1.0))
+    assert half["weights"] == 6 * size  # rounded ones and their masters
+    assert half["activations"] == told["activations"] / 2
+    assert estimate.memory(replace(one, optimizer="adamw-8bit"), 1024, False, MACHINE)["optimizer"] == 2 * size
+
+
+def test_a_quantised_base_lies_in_four_bits() -> None:
+    one = work(element=2)
+    frozen = replace(one, shape=replace(one.shape, trained=0))
+    small = replace(frozen, shape=replace(frozen.shape, quantised=frozen.shape.parameters))
+    told = [estimate.memory(item, 1024, False, MACHINE)["weights"] for item in (frozen, small)]
+    assert told[1] / told[0] == pytest.approx(0.258, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", [item.name for item in fields(Fit)])
+def test_every_constant_moves_a_figure(name: str) -> None:
+    one = work(element=2, blocks=40)
+    changed = replace(FIT, **{name: getattr(FIT, name) * 2 + 1})
+    told = [estimate.estimate(one, replace(MACHINE, memory=4e8), fit=fit) for fit in (FIT, changed)]
+    files = replace(one, shape=replace(one.shape, files=10**10))  # where reading the weights is the peak
+    large = replace(one, shape=replace(one.shape, trained=10**9))  # where the optimizer's step is
+    more = [
+        [estimate.memory(item, 1024, False, MACHINE, fit)["peak"] for item in (files, large)] for fit in (FIT, changed)
+    ]
+    assert told[0].to_json() != told[1].to_json() or more[0] != more[1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(1, 1000).map(lambda length: 2 * length), min_size=1, max_size=30),
+    st.integers(1, 40),
+    st.sampled_from([128, 512, 2048, 8192]),
+    st.booleans(),
+)
+def test_more_never_needs_less(lengths: list[int], blocks: int, cut: int, recompute: bool) -> None:
+    one = work(tuple(lengths), blocks, element=2)
+
+    def needs(item: Work, size: int = cut, again: bool = recompute) -> tuple[float, float]:
+        same = replace(FIT, kernel=0.0, compiling=0.0)  # fewer micro-batches have fewer shapes to compile for
+        peak = estimate.memory(item, size, again, MACHINE, same)["peak"]
+        return peak, estimate.seconds(item, size, again, MACHINE, same)["all"]
+
+    peak, took = needs(one)
+    deeper, longer = needs(work(tuple(lengths), blocks + 1, element=2)), needs(replace(one, steps=one.steps + 1))
+    assert deeper[0] > peak
+    assert deeper[1] > took
+    assert longer[1] > took
+    assert needs(one, cut * 2)[0] >= peak - 1
+    assert needs(work(tuple(2 * length for length in lengths), blocks, element=2))[0] >= peak - 1e-3 * peak
+    kept, saved = (needs(one, cut, again) for again in (False, True))
+    assert saved[1] >= kept[1]
+    assert saved[0] <= kept[0] or blocks < 4
+
+
+# --- the choice and the remedies -------------------------------------------------------------------------------
+
+
+def test_the_micro_batch_does_not_hang_on_a_stop_watch() -> None:
+    slow = replace(MACHINE, products={(64, 64): (1.0, 1.0, 1.0)}, stream=1.0, call=1.0)
+    assert estimate.choose(work(), MACHINE) == estimate.choose(work(), slow)
+    large, small = (
+        estimate.choose(work(blocks=1, wide=16), MACHINE),
+        estimate.choose(work(blocks=30, wide=800), MACHINE),
+    )
+    assert large[0] > small[0] == estimate.LEAST  # calls weigh more where there is little to multiply
+
+
+def test_less_memory_means_smaller_micro_batches_and_then_recomputation() -> None:
+    one = work((400,) * 40, 30, batch_size=40)
+    seen = []
+    for room in np.linspace(1.2e9, 4.2e8, 30):
+        told = estimate.choose(one, replace(MACHINE, memory=float(room)))
+        if told not in seen:
+            seen.append(told)
+    cuts = [cut for cut, again in seen if not again]
+    assert cuts == sorted(cuts, reverse=True)
+    assert len(cuts) > 1
+    assert [again for _, again in seen] == sorted(again for _, again in seen)
+    assert seen[-1][1]
+
+
+def test_what_the_user_sets_is_taken() -> None:
+    assert estimate.choose(work(micro_tokens=333), MACHINE)[0] == 333
+
+
+def limited(room: float, **own: Any) -> tuple[Work, Machine]:
+    one = work((2000, 1500, *(100 for _ in range(30))), 30, batch_size=8, **own)
+    return one, replace(MACHINE, memory=room)
+
+
+@pytest.mark.parametrize("splits", [False, True])
+def test_every_remedy_makes_it_fit(splits: bool) -> None:
+    one, machine = limited(5.1e8, micro_tokens=8192, recomputes=False, splits=splits)
+    light = replace(one, shape=replace(one.shape, trained=1000), micro_tokens=0)
+    light = replace(light, shape=replace(light.shape, ids=replace(light.shape.ids, kept=10.0, largest=1.0)))
+    told = estimate.estimate(one, machine, {"lora": light})
+    assert told.verdict == "does not fit"
+    kinds_ = {"--rung" if item.rung else item.set[0].partition("=")[0]: item for item in told.remedies}
+    assert set(kinds_) >= {"--rung", "data.max_length"}
+    for item in told.remedies:
+        changed = light if item.rung else one
+        for override in item.set:
+            name, _, value = override.partition("=")
+            if name == "data.max_length":
+                limit = int(value)
+                over = int((one.train.ids > limit).sum())
+                assert item.rows_cut == over
+                assert f"{over:,} of 32" in item.text
+                lengths = [
+                    min(limit, length - at) if splits else length
+                    for length in one.train.ids.tolist()
+                    for at in (range(0, length, limit) if splits else [0])
+                    if splits or length <= limit
+                ]
+                changed = replace(changed, train=rows(*lengths), validation=rows(*lengths))
+        assert estimate.estimate(changed, machine).verdict == "fits"
+
+
+def test_a_budget_that_is_too_large_is_left_to_burnish() -> None:
+    one = work((100,) * 300, 30, batch_size=300, micro_tokens=30000, recomputes=False)
+    room = 1.2 * estimate.memory(replace(one, micro_tokens=0), 128, False, MACHINE)["peak"]
+    machine = replace(MACHINE, memory=room)
+    told = estimate.estimate(one, machine)
+    assert told.verdict == "does not fit"
+    assert told.remedies[0].set == ("train.micro_tokens=0",)
+    assert estimate.estimate(replace(one, micro_tokens=0), machine).verdict == "fits"
+
+
+def test_where_nothing_helps_nothing_is_promised() -> None:
+    one, machine = limited(1e6)
+    assert estimate.estimate(one, machine).verdict == "does not fit"
+    assert estimate.remedies(one, machine, {}) == ()
+
+
+def test_tight_lies_between() -> None:
+    peak = estimate.memory(work(micro_tokens=512), 512, True, MACHINE)["peak"]
+    told = [
+        estimate.estimate(work(micro_tokens=512), replace(MACHINE, memory=peak * share)).verdict
+        for share in (0.99, 1.01, 1.2)
+    ]
+    assert told == ["does not fit", "tight", "fits"]
+
+
+def test_too_little_disk_does_not_fit_either() -> None:
+    assert estimate.estimate(work(), replace(MACHINE, disk=1e3)).verdict == "does not fit"
+
+
+def test_a_larger_machine_tunes_a_larger_base() -> None:
+    def made(number: int, rung: str, element: int) -> Work:
+        return work(blocks=number + 1, wide=200 * (number + 1), element=element)
+
+    rooms = [1e6, 2e9, 1e11, 1e13]
+    found = [standard.largest("full", replace(MACHINE, memory=room), 2, made) for room in rooms]
+    sizes = [one.parameters for one in found]
+    assert sizes == sorted(sizes)
+    assert (found[0].name, found[-1].name) == ("", standard.SIZES[-1][0])
+    assert all(one.peak * (1 + FIT.memory) <= room for one, room in zip(found, rooms, strict=True))
+
+
+# --- plan and run ----------------------------------------------------------------------------------------------
+
+
+def task_file(folder: Path, base: Path, method: str, **train: Any) -> str:
+    """A task on rows of differing lengths."""
+    words = ["amber", "brook", "cedar", "delta", "ember", "frost", "grove", "heron", "ivory", "onyx", "pearl"]
+    told = []
+    for number in range(40):
+        text = " ".join(words[(number * step) % 11] for step in range(1, 3 + number % 9))
+        label = ("good", "bad")[number % 2]
+        told.append({"text": f"{text} {number}"} | ({"label": label} if method == "classify" else {}))
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in told))
+    goal = {"classify": "classify", "selfsupervised": "write"}[method]
+    values = {
+        "goal": {"task": goal},
+        "data": {"files": ["rows.jsonl"], "near_duplicates": 0, "on_problem": "drop"},
+        "base": {"name": str(base)},
+        "method": {"kind": method},
+        "train": {"epochs": 1.5, "batch_size": 4, "precision": "fp32", **train},
+    }
+    path = folder / "task.yaml"
+    path.write_text(json.dumps(values))  # JSON is YAML
+    return str(path)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("BURNISH_HOME", str(tmp_path / "home"))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"), [("llama", "classify"), ("bert", "selfsupervised"), ("t5", "selfsupervised")]
+)
+def test_a_plan_tells_the_tokens_steps_and_parameters_of_the_run(
+    kind: str, method: str, home: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = task_file(home, tiny.folder(kind, tmp_path_factory), method)
+    planned = burnish.plan(path, rung="lora")["rungs"]["lora"]
+    events: list[Any] = []
+    burnish.train(path, rung="lora", say=lambda _, event: events.append(event))
+    first, last = events[0], events[-1]
+    assert first.kind == "started"
+    needs = first.numbers["needs"]
+    for name in ("parameters", "trained", "tokens", "steps"):
+        assert planned[name] == needs[name]
+        assert planned[name]["low"] == planned[name]["high"]
+    assert planned["tokens"]["value"] == last.numbers["tokens"]
+    assert planned["rows"] == first.numbers["tokens"]
+    assert planned["steps"]["value"] == last.step == first.numbers["steps"]
+    assert planned["parameters"]["value"] == first.numbers["parameters"]
+    assert planned["trained"]["value"] == first.numbers["trained"]
+    assert (planned["micro_tokens"], planned["recompute"]) == (needs["micro_tokens"], needs["recompute"])
+
+
+def test_a_plan_that_does_not_fit_exits_with_1_and_says_what_would(
+    home: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    from burnish import workflow
+
+    path = task_file(home, tiny.folder("llama", tmp_path_factory), "classify")
+    assert main.run(["plan", path, "--rung", "full"], workflow) == 0
+    monkeypatch.setattr(memory, "free", lambda: -(1 << 40))
+    assert main.run(["plan", path, "--rung", "full", "--json"], workflow) == 1
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["rungs"]["full"]["verdict"] == "does not fit"
+
+
+def test_a_run_that_does_not_fit_is_warned_of_and_one_that_is_begun_is_cut_as_it_was(
+    home: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = task_file(home, tiny.folder("llama", tmp_path_factory), "classify", max_steps=4, save_every=1)
+    told = estimate.estimate
+    cuts: list[int] = []
+
+    def scarce(run: Work, machine: Machine, *others: Any) -> Any:
+        made = replace(told(run, machine, *others), verdict="does not fit", micro_tokens=64 + 64 * len(cuts))
+        cuts.append(made.micro_tokens)
+        return made
+
+    monkeypatch.setattr(estimate, "estimate", scarce)
+    events: list[Any] = []
+
+    def stop(_: str, event: Any) -> None:
+        events.append(event)
+        if event.kind == "saved":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        burnish.train(path, rung="lora", say=stop)
+    assert any("does not fit" in str(event.numbers.get("text")) for event in events)
+    first = cuts[-1]
+    seen: list[int] = []
+    made = tune.Run
+
+    def noting(*given: Any, **named: Any) -> Any:
+        seen.append(given[5].micro_tokens)
+        return made(*given, **named)
+
+    monkeypatch.setattr(tune, "Run", noting)
+    burnish.train(path, rung="lora")
+    assert cuts[-1] != first
+    assert seen == [first]
+
+
+def test_every_trained_rung_can_be_planned(tmp_path_factory: pytest.TempPathFactory) -> None:
+    base = models.inspect(str(tiny.folder("llama", tmp_path_factory)))
+    for rung in kinds.names("adapters"):
+        told = describe.shape(describe.skeleton(base, Head("language"), rung, tasks.resolve({})))
+        assert 0 < told.trained <= told.parameters
