@@ -25,6 +25,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
+from burnish.models import kernels
+
 NAME = "burnish"
 BLOCK = 256  # queries taken at once from a long document: the half of the causal square ahead of a block is skipped
 TOGETHER = 1 << 16  # scores per head up to which documents of like length share one product
@@ -274,14 +276,30 @@ def _back(rows: Tensor, group: Group, places: Tensor, heads: int, into: Tensor, 
         into.index_copy_(0, index[group.real], flat[group.real])
 
 
-def _scores(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """(N, repeats x Q, K) probabilities of queries (N, repeats x Q, D) over keys (N, K, D)."""
-    told = torch.bmm(q, k.transpose(1, 2)).mul_(scale)
+def _odds(q: Tensor, k: Tensor, spans: Spans, number: int, causal: bool, window: int | None, scale: float) -> Tensor:
+    """(N, repeats x Q, K) probabilities of queries (N, repeats x Q, D) over keys (N, K, D) of one group."""
+    group = (spans.causal if causal else spans.free)[number]
+    told = torch.bmm(q, k.transpose(1, 2))
+    many, long, wide = len(group.query), group.query.shape[1], told.shape[2]
+    heads = len(told) // many
+    if kernels.fits(told):
+        shape = many, heads, told.shape[1] // long, long, wide
+        kernels.call("softmax", told, *shape, group.lengths, group.offset, int(causal), window or 0, float(scale))
+        return told
+    told.mul_(scale)
+    mask = spans.mask(number, causal, window, q.dtype)
     if mask is not None:
-        many, long, wide = mask.shape
-        parted = told.view(many, len(told) // many, -1, long, wide)
+        parted = told.view(many, heads, -1, long, wide)
         parted += mask[:, None, None]
     return torch.softmax(told, -1)
+
+
+def _odds_back(gradient: Tensor, odds: Tensor, scale: float) -> Tensor:
+    """The gradient of the scores before scaling, from that of the probabilities; in its memory where that can be."""
+    if kernels.fits(gradient, odds):
+        kernels.call("softmax_back", gradient, odds, gradient.numel() // gradient.shape[-1], gradient.shape[-1], scale)
+        return gradient
+    return torch._softmax_backward_data(gradient, odds, -1, odds.dtype).mul_(scale)
 
 
 class _Packed(torch.autograd.Function):
@@ -303,9 +321,8 @@ class _Packed(torch.autograd.Function):
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         heads = k.shape[1]
         for number, group in enumerate(spans.causal if causal else spans.free):
-            mask = spans.mask(number, causal, window, q.dtype)
             rows = _rows(q, group, group.query, heads), _rows(k, group, group.key, heads)
-            odds = _scores(*rows, mask, scale)
+            odds = _odds(*rows, spans, number, causal, window, scale)
             _back(torch.bmm(odds, _rows(v, group, group.key, heads)), group, group.query, heads, out)
         return out
 
@@ -318,9 +335,8 @@ class _Packed(torch.autograd.Function):
         dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         dk, dv = (torch.zeros(k.shape, dtype=k.dtype, device=k.device) for _ in "kv")
         for number, group in enumerate(groups):
-            mask = spans.mask(number, causal, window, q.dtype)
             rows, keys = _rows(q, group, group.query, heads), _rows(k, group, group.key, heads)
-            odds = _scores(rows, keys, mask, scale)
+            odds = _odds(rows, keys, spans, number, causal, window, scale)
             back = _rows(gradient, group, group.query, heads)
             if group.real is not None:  # queries past the end teach nothing
                 back = back.view(len(group.query), -1, group.query.shape[1], back.shape[-1])
@@ -328,7 +344,7 @@ class _Packed(torch.autograd.Function):
                 back = back.view(len(rows), -1, back.shape[-1])
             _back(torch.bmm(odds.transpose(1, 2), back), group, group.key, heads, dv, add=True)
             inner = torch.bmm(back, _rows(v, group, group.key, heads).transpose(1, 2))
-            inner = torch._softmax_backward_data(inner, odds, -1, odds.dtype).mul_(scale)
+            inner = _odds_back(inner, odds, float(scale))
             _back(torch.bmm(inner, keys), group, group.query, heads, dq)
             _back(torch.bmm(inner.transpose(1, 2), rows), group, group.key, heads, dk, add=True)
         return dq, dk, dv, None, None, None, None

@@ -1,0 +1,222 @@
+// Row by row what PyTorch's CPU build does in several passes over memory.  Built by kernels.py on first use; fused.py
+// holds the same formulas in PyTorch, which are used where there is no compiler, and the tests hold both equal.
+// Values are float or bfloat16 in memory and float in registers.  Each row is worked on by one thread in a fixed order:
+// results do not depend on the number of threads.
+
+#include <cstdint>
+#include <cstring>
+
+struct bf16 { uint16_t bits; };
+
+static inline float up(float x) { return x; }
+static inline float up(bf16 x) {
+    uint32_t wide = uint32_t(x.bits) << 16;
+    float told;
+    std::memcpy(&told, &wide, 4);
+    return told;
+}
+static inline void put(float &to, float x) { to = x; }
+static inline void put(bf16 &to, float x) {  // to the nearest, ties to even; NaN stays NaN
+    uint32_t wide;
+    std::memcpy(&wide, &x, 4);
+    uint32_t near = (wide + 0x7fff + ((wide >> 16) & 1)) >> 16;
+    to.bits = uint16_t((wide & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : near);
+}
+
+// exp to 2 units in the last place (Cephes' polynomial); below -87 it is 0 to float's least normal number; NaN stays NaN
+static inline float exponential(float x) {
+    x = x < -87.3f ? -87.3f : x;
+    x = x > 88.7f ? 88.7f : x;
+    float n = __builtin_rintf(x * 1.44269504088896341f);
+    float f = x - n * 0.693359375f + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * f + 1.3981999507e-3f;
+    p = p * f + 8.3334519073e-3f;
+    p = p * f + 4.1665795894e-2f;
+    p = p * f + 1.6666665459e-1f;
+    p = p * f + 5.0000001201e-1f;
+    p = p * f * f + f + 1.0f;
+    int32_t whole = int32_t(n == n ? n : 0.0f);
+    uint32_t power = uint32_t(whole + 127) << 23;
+    float scale;
+    std::memcpy(&scale, &power, 4);
+    return p * scale;
+}
+
+// Which keys a query may see: [low, high).
+struct Seen { long low, high; };
+static inline Seen seen(long query, long keys, long offset, long causal, long window) {
+    long high = causal && query + offset + 1 < keys ? query + offset + 1 : keys;
+    long low = window > 0 && query + offset - window + 1 > 0 ? query + offset - window + 1 : 0;
+    if (low >= high) { low = 0; high = 1; }  // past a document's end: anything finite, it is thrown away
+    return {low, high};
+}
+
+// scores (groups * heads, repeats * queries, width), in place: scale, mask and softmax.  lengths (groups) or null.
+template <typename T>
+static void softmax(T *scores, long groups, long heads, long repeats, long queries, long width, const int64_t *lengths,
+                    long offset, long causal, long window, float scale) {
+    long rows = groups * heads * repeats * queries;
+#pragma omp parallel for schedule(static) if (rows * width > 32768)
+    for (long row = 0; row < rows; row++) {
+        long group = row / (heads * repeats * queries);
+        Seen see = seen(row % queries, lengths ? lengths[group] : width, offset, causal, window);
+        T *at = scores + row * width;
+        float most = -__builtin_inff(), total = 0;
+#pragma omp simd reduction(max : most)
+        for (long i = see.low; i < see.high; i++) most = up(at[i]) > most ? up(at[i]) : most;
+#pragma omp simd reduction(+ : total)
+        for (long i = see.low; i < see.high; i++) total += exponential((up(at[i]) - most) * scale);
+        float share = 1 / total;
+        for (long i = 0; i < see.low; i++) put(at[i], 0);
+#pragma omp simd
+        for (long i = see.low; i < see.high; i++) put(at[i], exponential((up(at[i]) - most) * scale) * share);
+        for (long i = see.high; i < width; i++) put(at[i], 0);
+    }
+}
+
+// gradient of the scores from that of the probabilities, in place: scale * p * (g - sum(p * g)).
+template <typename T>
+static void softmax_back(T *gradient, const T *odds, long rows, long width, float scale) {
+#pragma omp parallel for schedule(static) if (rows * width > 32768)
+    for (long row = 0; row < rows; row++) {
+        T *g = gradient + row * width;
+        const T *p = odds + row * width;
+        float inner = 0;
+#pragma omp simd reduction(+ : inner)
+        for (long i = 0; i < width; i++) inner += up(g[i]) * up(p[i]);
+#pragma omp simd
+        for (long i = 0; i < width; i++) put(g[i], scale * up(p[i]) * (up(g[i]) - inner));
+    }
+}
+
+// out = x / rms(x) * weight; inverse (rows) keeps 1 / rms.
+template <typename T>
+static void norm(const T *x, const T *weight, T *out, float *inverse, long rows, long width, float epsilon) {
+#pragma omp parallel for schedule(static) if (rows * width > 32768)
+    for (long row = 0; row < rows; row++) {
+        const T *from = x + row * width;
+        T *to = out + row * width;
+        float square = 0;
+#pragma omp simd reduction(+ : square)
+        for (long i = 0; i < width; i++) square += up(from[i]) * up(from[i]);
+        float told = 1 / __builtin_sqrtf(square / width + epsilon);
+        inverse[row] = told;
+#pragma omp simd
+        for (long i = 0; i < width; i++) put(to[i], up(from[i]) * told * up(weight[i]));
+    }
+}
+
+// dx = r (g w - x r^2 mean(g w x)); dweight (width, float) += g x r, or null.
+template <typename T>
+static void norm_back(const T *gradient, const T *x, const T *weight, const float *inverse, T *dx, float *dweight,
+                      long rows, long width) {
+#pragma omp parallel for schedule(static) if (rows * width > 32768)
+    for (long row = 0; row < rows; row++) {
+        const T *g = gradient + row * width, *from = x + row * width;
+        T *to = dx + row * width;
+        float r = inverse[row], inner = 0;
+#pragma omp simd reduction(+ : inner)
+        for (long i = 0; i < width; i++) inner += up(g[i]) * up(weight[i]) * up(from[i]);
+        inner *= r * r / width;
+#pragma omp simd
+        for (long i = 0; i < width; i++) put(to[i], r * (up(g[i]) * up(weight[i]) - up(from[i]) * inner));
+    }
+    if (!dweight) return;
+#pragma omp parallel for schedule(static)
+    for (long first = 0; first < width; first += 64) {
+        long last = first + 64 < width ? first + 64 : width;
+        for (long row = 0; row < rows; row++)
+#pragma omp simd
+            for (long i = first; i < last; i++)
+                dweight[i] += up(gradient[row * width + i]) * up(x[row * width + i]) * inverse[row];
+    }
+}
+
+static inline float sigmoid(float x) { return 1 / (1 + exponential(-x)); }
+
+// out = silu(gate) * other
+template <typename T>
+static void gated(const T *gate, const T *other, T *out, long size) {
+#pragma omp parallel for simd schedule(static) if (size > 32768)
+    for (long i = 0; i < size; i++) put(out[i], up(gate[i]) * sigmoid(up(gate[i])) * up(other[i]));
+}
+
+template <typename T>
+static void gated_back(const T *gradient, const T *gate, const T *other, T *dgate, T *dother, long size) {
+#pragma omp parallel for simd schedule(static) if (size > 32768)
+    for (long i = 0; i < size; i++) {
+        float g = up(gradient[i]), x = up(gate[i]), s = sigmoid(x);
+        put(dother[i], g * x * s);
+        put(dgate[i], g * up(other[i]) * s * (1 + x * (1 - s)));
+    }
+}
+
+// x (tokens, heads, depth) turned by the angles of cos, sin (tokens, depth): halves pair up; sign -1 turns back.
+template <typename T>
+static void turn(const T *x, const T *cos, const T *sin, T *out, long tokens, long heads, long depth, float sign) {
+    long half = depth / 2;
+#pragma omp parallel for schedule(static) if (tokens * heads * depth > 32768)
+    for (long token = 0; token < tokens; token++)
+        for (long head = 0; head < heads; head++) {
+            const T *from = x + (token * heads + head) * depth, *c = cos + token * depth, *s = sin + token * depth;
+            T *to = out + (token * heads + head) * depth;
+#pragma omp simd
+            for (long i = 0; i < half; i++) {
+                float a = up(from[i]), b = up(from[i + half]);
+                put(to[i], a * up(c[i]) - sign * b * up(s[i]));
+                put(to[i + half], b * up(c[i + half]) + sign * a * up(s[i + half]));
+            }
+        }
+}
+
+// logits (rows, size) become the gradient of weight * loss where wanted; losses (rows) get weight * loss.
+template <typename T>
+static void cross_entropy(T *logits, const int64_t *targets, const float *weights, float *losses, long rows, long size,
+                          float smoothing, long wanted) {
+#pragma omp parallel for schedule(static)
+    for (long row = 0; row < rows; row++) {
+        T *at = logits + row * size;
+        float most = -__builtin_inff(), total = 0, sum = 0, chosen = up(at[targets[row]]);
+#pragma omp simd reduction(max : most)
+        for (long i = 0; i < size; i++) most = up(at[i]) > most ? up(at[i]) : most;
+#pragma omp simd reduction(+ : total)
+        for (long i = 0; i < size; i++) total += exponential(up(at[i]) - most);
+        if (smoothing > 0) {
+#pragma omp simd reduction(+ : sum)
+            for (long i = 0; i < size; i++) sum += up(at[i]) - most;
+        }
+        float log = __builtin_logf(total);
+        losses[row] = weights[row] * (log - (1 - smoothing) * (chosen - most) - smoothing * sum / size);
+        if (!wanted) continue;
+        float share = weights[row] / total, even = weights[row] * smoothing / size;
+        float there = exponential(chosen - most) * share - even - weights[row] * (1 - smoothing);
+#pragma omp simd
+        for (long i = 0; i < size; i++) put(at[i], exponential(up(at[i]) - most) * share - even);
+        put(at[targets[row]], there);
+    }
+}
+
+#define BOTH(name, parameters, arguments)                                                                              \
+    extern "C" void name##_f32 parameters(float) { name<float> arguments; }                                            \
+    extern "C" void name##_bf16 parameters(bf16) { name<bf16> arguments; }
+
+#define SOFTMAX(T) (T *scores, long groups, long heads, long repeats, long queries, long width,                        \
+                    const int64_t *lengths, long offset, long causal, long window, float scale)
+BOTH(softmax, SOFTMAX, (scores, groups, heads, repeats, queries, width, lengths, offset, causal, window, scale))
+#define SOFTMAX_BACK(T) (T *gradient, const T *odds, long rows, long width, float scale)
+BOTH(softmax_back, SOFTMAX_BACK, (gradient, odds, rows, width, scale))
+#define NORM(T) (const T *x, const T *weight, T *out, float *inverse, long rows, long width, float epsilon)
+BOTH(norm, NORM, (x, weight, out, inverse, rows, width, epsilon))
+#define NORM_BACK(T) (const T *gradient, const T *x, const T *weight, const float *inverse, T *dx, float *dweight,     \
+                      long rows, long width)
+BOTH(norm_back, NORM_BACK, (gradient, x, weight, inverse, dx, dweight, rows, width))
+#define GATED(T) (const T *gate, const T *other, T *out, long size)
+BOTH(gated, GATED, (gate, other, out, size))
+#define GATED_BACK(T) (const T *gradient, const T *gate, const T *other, T *dgate, T *dother, long size)
+BOTH(gated_back, GATED_BACK, (gradient, gate, other, dgate, dother, size))
+#define TURN(T) (const T *x, const T *cos, const T *sin, T *out, long tokens, long heads, long depth, float sign)
+BOTH(turn, TURN, (x, cos, sin, out, tokens, heads, depth, sign))
+#define CROSS_ENTROPY(T) (T *logits, const int64_t *targets, const float *weights, float *losses, long rows,           \
+                          long size, float smoothing, long wanted)
+BOTH(cross_entropy, CROSS_ENTROPY, (logits, targets, weights, losses, rows, size, smoothing, wanted))
