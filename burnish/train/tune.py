@@ -21,7 +21,7 @@ from burnish.artifact import Artifact
 from burnish.data.prepare import iterate
 from burnish.data.validate import BadRows
 from burnish.errors import DataError, TrainError
-from burnish.models import load
+from burnish.models import fused, load
 from burnish.models.base import Base, Head
 from burnish.records import Event, Problem
 from burnish.task import Task
@@ -146,6 +146,7 @@ def _tune(job: Job) -> Iterator[Event]:
     quantised = getattr(adapter, "QUANTISED", False)
     model = load.load(job.base, job.head, dropout=own, seed=settings.seed, quantised=quantised)
     adapter.attach(model, job.task.rung_settings.get(job.rung, {}), settings.dropout or 0.0, settings.seed)
+    fused.install(model.hf)
     begun = checkpoint.identity_of(job.folder / "checkpoints")  # auto on another machine goes on as it began
     precision = begun.get("precision") or optim.precision(settings.precision, job.ranks.device)
     micro_tokens = begun.get("micro_tokens") or needed.micro_tokens
