@@ -51,7 +51,7 @@ def save(model: Model, folder: Path, base: str) -> None:
         "lora_dropout": first.dropout,
         "target_modules": _suffixes(model, list(adapted)),
         "bias": "none",
-        "fan_in_fan_out": type(first.base_layer).__name__ == "Conv1D",
+        "fan_in_fan_out": getattr(first.base_layer, "transposed", type(first.base_layer).__name__ == "Conv1D"),
         "init_lora_weights": True,
         "use_rslora": first.use_rslora,
         "use_dora": first.use_dora,

@@ -200,3 +200,9 @@ def _auto(base: Base, head: Head) -> str:
 def count(parameters: Sequence[nn.Parameter] | Any) -> int:
     """How many numbers, shared parameters once."""
     return sum(value.numel() for value in {id(item): item for item in parameters}.values())
+
+
+def size(hf: nn.Module) -> int:
+    """How many numbers a model has, those in 4 bits too."""
+    small = quantize.layers(hf).values()
+    return count(hf.parameters()) + sum(item.in_features * item.out_features for item in small)
