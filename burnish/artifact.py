@@ -1,6 +1,6 @@
 """What every rung yields: a base reference, what was added to it, and how it is asked.  Saved whole, loaded checked.
 
-In: a rung's model or prompt recipe.  Out: a folder that plain transformers (full) or peft (lora) loads, plus
+In: a rung's model or prompt recipe.  Out: a folder that plain transformers or peft loads, plus
 artifact.json, from which `load` gives back the same predictions.  One class for every rung, so that evaluating,
 exporting and serving need to know nothing of how it was made.
 """
@@ -46,7 +46,7 @@ TOKENIZER_FILES = (
 class Artifact:
     """One rung's result.
 
-    adapter: full, lora, or '' when only the prompt (or a probe on frozen features) was chosen.
+    adapter: the trained rung's name, or '' when only the prompt (or a probe on frozen features) was chosen.
     recipe: the choices of a prompting rung, readable and editable.  facts: how it was made.
     """
 
@@ -69,17 +69,17 @@ class Artifact:
 
     def model(self) -> Model:
         """The base with what was added, in evaluation mode."""
-        if self.adapter == "full":
-            assert self.folder is not None
-            model = load_model(self.base, self.head, files=self.folder)
-        else:
-            model = load_model(self.base, self.head)
-            if self.adapter:
-                assert self.folder is not None
-                try:
-                    kinds.load("adapters", self.adapter).load(model, self.folder)
-                except (ValueError, KeyError, OSError) as problem:
-                    raise ArtifactError(f"The adapter cannot be put on its base: {problem}", str(self.folder)) from None
+        if not self.adapter:
+            return load_model(self.base, self.head).eval()
+        assert self.folder is not None
+        adapter = kinds.load("adapters", self.adapter)
+        if adapter.CARRIES_BASE:
+            return load_model(self.base, self.head, files=self.folder).eval()
+        model = load_model(self.base, self.head)
+        try:
+            adapter.load(model, self.folder)
+        except (ValueError, KeyError, OSError) as problem:
+            raise ArtifactError(f"The adapter cannot be put on its base: {problem}", str(self.folder)) from None
         return model.eval()
 
 
@@ -170,7 +170,7 @@ def load(folder: str | Path) -> Artifact:
 
 
 def _base(reference: Mapping[str, Any], adapter: str, folder: Path) -> Base:
-    if adapter == "full":  # carries all its weights: the base may be gone
+    if adapter and kinds.constants("adapters", adapter)["CARRIES_BASE"]:  # the base may be gone
         own = models.inspect(str(folder.resolve()))
         return replace(own, name=reference["name"])
     tried = []

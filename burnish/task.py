@@ -94,7 +94,7 @@ class Train:
     weight_decay: float = setting(0.01, "L2; decoupled in adamw; never on biases and norms", 0)
     l1: float = setting(0.0, "L1 penalty per weight, on the same weights", 0)
     dropout: float | None = setting(
-        None, "full: the model's dropout; lora: on the adapter's input; empty: as shipped", 0, 0.9
+        None, "full, partial: the model's dropout; others: on the adapter's input; empty: as shipped", 0, 0.9
     )
     clip: float = setting(1.0, "largest gradient norm; 0: no clipping", 0)
     evaluate_every: int = setting(0, "steps between validations; 0: four times an epoch", 0)

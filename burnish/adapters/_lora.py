@@ -192,13 +192,18 @@ def attach(
     seed: int = 0,
 ) -> None:
     """Freeze the base, give each target layer its update, and let a new head train whole."""
-    if model.base.random:  # its base exists nowhere but in this process
-        raise TaskError("lora needs pre-trained weights", "base.weights", "set rungs: [full] to train from scratch")
     names = chosen(model, targets)
     freeze(model)
     generator = torch.Generator().manual_seed(seed)
     for name in names:
         put(model, name, LoraLinear(_at(model, name), rank, alpha, dropout, generator, use_rslora, use_dora))
+
+
+def refuse_random(model: Model, rung: str) -> None:
+    """An adapter needs a base that can be found again; random weights exist nowhere but in this process."""
+    if model.base.random:
+        what = f"{rung} needs pre-trained weights"
+        raise TaskError(what, "base.weights", "set rungs: [full] to train from scratch")
 
 
 def freeze(model: Model) -> None:
@@ -256,10 +261,7 @@ def merge(model: Model) -> None:
     for name, item in layers(model).items():
         base, weight = item.base_layer, item.merged()
         if hasattr(base, "dequantized"):
-            plain = nn.utils.skip_init(nn.Linear, *reversed(weight.shape), bias=item.bias is not None)
-            plain.weight = nn.Parameter(weight, requires_grad=False)
-            plain.bias = None if item.bias is None else nn.Parameter(item.bias, requires_grad=False)
-            base = plain
+            base = base.plain(weight)  # type: ignore[operator]
         else:
             base.weight.copy_(weight.T if type(base).__name__ == "Conv1D" else weight)  # type: ignore[operator]
         put(model, name, base)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-from safetensors.torch import save_file
-from torch import Tensor
-
+from burnish.adapters._whole import disabled, merge, save, tensors
 from burnish.models.model import Model
 
 COST = 60  # where this rung stands on the ladder, cheapest first
 RATE = 5e-5  # learning rate at hidden size 2000 (see train/plan.py)
+CARRIES_BASE = True  # its artifact holds all weights
+MERGES = True  # it can become a model of the base's own form
 
 
 def attach(model: Model, settings: Mapping[str, Any], dropout: float, seed: int) -> None:
@@ -23,43 +20,4 @@ def attach(model: Model, settings: Mapping[str, Any], dropout: float, seed: int)
         value.requires_grad_(True)
 
 
-def merge(model: Model) -> None:
-    """Nothing to merge: the model is its own adapter."""
-
-
-def tensors(model: Model) -> dict[str, Tensor]:
-    """What makes this model differ from its base: everything, by its file names."""
-    return {name: value.detach() for name, value in model.trainable().items()}
-
-
-@contextmanager
-def disabled(model: Model) -> Iterator[None]:
-    """A fully tuned model has no base inside it."""
-    raise ValueError("full tuning keeps no copy of its base; load the base beside it")
-    yield
-
-
-def save(model: Model, folder: Path, base: str) -> None:
-    """A plain transformers folder: config.json and model.safetensors (tied weights once)."""
-    hf = model.hf
-    hf.config.architectures = [type(hf).__name__]  # a new head makes it another class than the base's
-    hf.config.save_pretrained(folder)
-    _old_rope(folder / "config.json")
-    if getattr(hf, "generation_config", None) is not None and model.head.kind == "language":
-        hf.generation_config.save_pretrained(folder)
-    seen: set[int] = set()
-    kept = {}
-    for name, value in hf.state_dict().items():
-        if value.data_ptr() not in seen or not value.numel():
-            kept[name] = value.detach().contiguous()
-            seen.add(value.data_ptr())
-    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def _old_rope(path: Path) -> None:
-    """transformers 4 reads rope_theta and rope_scaling, not rope_parameters, and takes 10,000 where it finds none."""
-    told = json.loads(path.read_text(encoding="utf-8"))
-    rope = told.get("rope_parameters") or {}
-    if "rope_theta" in rope:
-        told["rope_theta"] = rope["rope_theta"]
-        path.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+__all__ = ["CARRIES_BASE", "COST", "MERGES", "RATE", "attach", "disabled", "merge", "save", "tensors"]

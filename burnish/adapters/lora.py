@@ -17,6 +17,8 @@ from burnish.models.model import Model
 
 COST = 40
 RATE = 5e-4  # ten times full tuning's: Schulman et al. 2025, LoRA Without Regret
+CARRIES_BASE = False
+MERGES = True
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,20 @@ class Settings:
 
 def attach(model: Model, settings: Mapping[str, Any], dropout: float, seed: int) -> None:
     """Freeze the base, give each target layer its update, and let a new head train whole."""
+    _lora.refuse_random(model, "lora")
     _lora.attach(model, **asdict(Settings(**settings)), dropout=dropout, seed=seed)
 
 
-__all__ = ["COST", "RATE", "Settings", "attach", "disabled", "load", "merge", "save", "tensors"]
+__all__ = [
+    "CARRIES_BASE",
+    "COST",
+    "MERGES",
+    "RATE",
+    "Settings",
+    "attach",
+    "disabled",
+    "load",
+    "merge",
+    "save",
+    "tensors",
+]

@@ -50,7 +50,7 @@ def facts_of(report: Report, rung: RungResult) -> Facts:
     """The facts that the records alone tell, for a page that does not open the artifact."""
     library: Library = "burnish"
     if rung.rung in kinds.names("adapters"):
-        library = "transformers" if kinds.load("adapters", rung.rung).CARRIES_BASE else "peft"
+        library = "transformers" if kinds.constants("adapters", rung.rung)["CARRIES_BASE"] else "peft"
     heads = {"classify": len(report.data.get("labels") or ()), "regress": 1}
     outputs = heads.get(str(rung.settings.get("method")), 0)
     speaking = {"encoder": "AutoModelForMaskedLM", "encoder-decoder": "AutoModelForSeq2SeqLM"}

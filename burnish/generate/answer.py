@@ -23,7 +23,7 @@ from burnish.models.model import Model
 from burnish.records import Example, Message, Prediction
 from burnish.tokens import ask
 from burnish.tokens.contract import Contract
-from burnish.tokens.encode import Encoding, RowProblem, Tokens
+from burnish.tokens.encode import Encoding, RowProblem, Tokens, led
 from burnish.tokens.tokenizer import Tokenizer
 
 NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+\.\d+|\d+(?:[.,]\d+)?|\.\d+)(?:[eE][-+]?\d+)?")
@@ -233,8 +233,8 @@ class Answerer:
             return encoding.encode(replace(spoken, messages=turns))[0]
         except RowProblem:
             answer = encoding.answer_ids(turns, encoding.prompt_ids(turns[:-1]))
-        size, one_sided = encoding.max_length, encoding.kind == "decoder"
-        prompt = self.prompt_ids(replace(spoken, messages=turns[:-1]), size // 2 if one_sided else 0)
+        size, one_sided = encoding.max_length - encoding.virtual, encoding.kind == "decoder"
+        prompt = self.prompt_ids(replace(spoken, messages=turns[:-1]), size // 2 if one_sided else 0)[encoding.virtual :]
         ids = np.array([*prompt, *answer] if one_sided else answer, np.int32)
         weights = np.ones(len(ids), np.float32)
         weights[: len(prompt) * one_sided] = 0.0
@@ -244,7 +244,7 @@ class Answerer:
             part = slice(start, start + size)
             own = weights[part].copy()
             own[:one_sided] = 0.0  # nothing stands before it, or the window before has scored it
-            pieces.append(Tokens(ids[part], own, spoken.id, str(spoken.where), source))
+            pieces.append(led(Tokens(ids[part], own, spoken.id, str(spoken.where), source), encoding.virtual))
         return pieces
 
     def _read_text(self, prediction: Prediction) -> Prediction:

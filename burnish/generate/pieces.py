@@ -13,7 +13,8 @@ from burnish.tokens.tokenizer import Tokenizer
 def continued(ready: Answerer, text: str, sampling: Sampling) -> Iterator[str]:
     """Pieces of text that go on from `text`."""
     tokenizer = ready.tokenizer
-    prompt = [*tokenizer.prefix, *tokenizer.encode_text(text)][-(ready.encoding.max_length // 2) :]
+    encoding = ready.encoding
+    prompt = [*encoding.lead, *[*tokenizer.prefix, *tokenizer.encode_text(text)][-(encoding.max_length // 2) :]]
     yield from pieces(tokenizer, prompt, engine.stream(ready.model, prompt, ready.stops, ready.most, sampling))
 
 

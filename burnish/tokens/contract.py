@@ -15,7 +15,7 @@ class Contract:
 
     goal: the task kind.  shape: of the rows it was made from.  target: what is trained on.  head: how the model ends.
     labels: classes in the order of the head.  instruction: what a labelled row is asked with.
-    mean, deviation: of the training numbers (regress).
+    mean, deviation: of the training numbers (regress).  virtual: tokens of a soft prompt, before whatever is read.
     """
 
     goal: str
@@ -31,6 +31,7 @@ class Contract:
     instruction: str = ""
     mean: float = 0.0
     deviation: float = 1.0
+    virtual: int = 0
 
     def encoding(self, tokenizer: Tokenizer, kind: str, end: bool = True) -> Encoding:
         """The token contract for one tokenizer."""
@@ -46,4 +47,5 @@ class Contract:
             self.mean,
             self.deviation,
             end,
+            self.virtual,
         )

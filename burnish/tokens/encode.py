@@ -19,6 +19,7 @@ from burnish.tokens.template import Rendered, Template, render
 from burnish.tokens.tokenizer import Tokenizer
 
 Target = Literal["answers", "all", "document", "label"]
+VIRTUAL = 1 << 30  # ids from here on are virtual tokens: learned vectors of a soft prompt, in no vocabulary
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ class Encoding:
     kind: decoder, encoder or encoder-decoder.  target: answers (assistant turns), all (every token of the
     conversation), document (every token of a text), label (a head reads the text).
     labels: class -> index; empty for a number, which is learned as (y - mean) / deviation.
-    end: whether a document's end is taught.
+    end: whether a document's end is taught.  virtual: how many virtual tokens stand before whatever is read.
+    max_length counts them.
     """
 
     tokenizer: Tokenizer
@@ -97,26 +99,35 @@ class Encoding:
     mean: float = 0.0
     deviation: float = 1.0
     end: bool = True
+    virtual: int = 0
+
+    @property
+    def lead(self) -> list[int]:
+        """The ids of the virtual tokens."""
+        return list(range(VIRTUAL, VIRTUAL + self.virtual))
+
+    @property
+    def _most(self) -> int:
+        """How many tokens of its own a row may have."""
+        return self.max_length - self.virtual
 
     def encode(self, example: Example) -> tuple[list[Tokens], int]:
         """The row's Tokens (several when a document is split) and how many tokens were cut; raises RowProblem."""
+        way = {"label": self._label, "document": self._document}.get(self.target, self._answers)
         try:
-            if self.target == "label":
-                return self._label(example)
-            if self.target == "document":
-                return self._document(example)
-            return self._answers(example)
+            pieces, cut = way(example)
         except RowProblem:
             raise
         except TokenError as problem:
             raise RowProblem(Problem(problem.what, str(example.where), problem.do, "error", example.id)) from None
+        return [led(piece, self.virtual) for piece in pieces], cut
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """ids that are sent to the model so that it answers: equal to the start of the same row in training."""
         rendered = render(self.template, messages, self.tokenizer, generation_prompt=True)
         if self.kind == "encoder-decoder":
-            return self._source(rendered)
-        return _aligned(rendered, len(rendered.text), self.tokenizer)[0]
+            return [*self.lead, *self._source(rendered)]
+        return [*self.lead, *_aligned(rendered, len(rendered.text), self.tokenizer)[0]]
 
     def answer_ids(self, messages: Sequence[Message], prompt: Sequence[int]) -> list[int]:
         """ids of the last answer as training would teach them, after `prompt` = prompt_ids(messages[:-1])."""
@@ -124,6 +135,7 @@ class Encoding:
         ids: list[int] = self._whole(turns).ids.tolist()
         if self.kind == "encoder-decoder":
             return ids
+        ids = [*self.lead, *ids]
         if ids[: len(prompt)] != list(prompt):
             raise TokenError("This answer does not go on from that prompt", do="give prompt_ids of the turns before it")
         return ids[len(prompt) :]
@@ -132,13 +144,13 @@ class Encoding:
 
     def _label(self, example: Example) -> tuple[list[Tokens], int]:
         ids = self.tokenizer.encode_plain(example.text or example.surface, example.pair)
-        over = len(ids) - self.max_length
+        over = len(ids) - self._most
         if over > 0:
             if self.too_long != "cut-prompt":
-                raise _too_long(example, len(ids), self.max_length, self.too_long)
+                raise _too_long(example, len(ids), self._most, self.too_long)
             text = self.tokenizer.encode_text(example.text or example.surface)
             if over >= len(text) or example.pair is not None:
-                raise _too_long(example, len(ids), self.max_length, "error")
+                raise _too_long(example, len(ids), self._most, "error")
             ids = [*self.tokenizer.prefix, *text[:-over], *self.tokenizer.suffix]
         if len(ids) <= len(self.tokenizer.prefix) + len(self.tokenizer.suffix):
             raise RowProblem(
@@ -191,17 +203,17 @@ class Encoding:
         if self.end and eos is not None and eos not in closing and self.kind == "decoder":
             closing.append(eos)
         ids = [*tokenizer.prefix, *inner, *closing]
-        if len(ids) > self.max_length and self.too_long != "split":
+        if len(ids) > self._most and self.too_long != "split":
             if self.too_long == "cut-prompt":
                 do = "set data.too_long to split"
                 raise RowProblem(
                     Problem("A document has no prompt to cut", str(example.where), do, "error", example.id)
                 )
-            raise _too_long(example, len(ids), self.max_length, self.too_long)
+            raise _too_long(example, len(ids), self._most, self.too_long)
         pieces = []
-        stride = max(self.max_length - (self.kind == "decoder"), 1)  # each id is predicted exactly once
+        stride = max(self._most - (self.kind == "decoder"), 1)  # each id is predicted exactly once
         for start in range(0, max(len(ids) - (self.kind == "decoder"), 1), stride):
-            told = np.asarray(ids[start : start + self.max_length], dtype=np.int32)
+            told = np.asarray(ids[start : start + self._most], dtype=np.int32)
             weights = np.ones(len(told), np.float32)
             if self.kind == "decoder":
                 weights[0] = 0.0  # nothing stands before it to predict it from
@@ -217,7 +229,7 @@ class Encoding:
         tokens, cut = self._whole(example.messages, example.id, str(example.where)), 0
         if tokens.length > self._limit(tokens):
             if self.too_long != "cut-prompt":
-                raise _too_long(example, tokens.length, self.max_length, self.too_long)
+                raise _too_long(example, tokens.length, self._most, self.too_long)
             before = tokens.length
             tokens = self._whole(self.fit(example), example.id, str(example.where))
             cut = before - tokens.length
@@ -228,8 +240,8 @@ class Encoding:
     def _limit(self, tokens: Tokens) -> int:
         """Encoder-decoders hold max_length tokens on each side."""
         if tokens.source is None:
-            return self.max_length
-        return self.max_length + min(len(tokens.source), len(tokens.ids), self.max_length)
+            return self._most
+        return self._most + min(len(tokens.source), len(tokens.ids), self._most)
 
     def fit(self, example: Example) -> tuple[Message, ...]:
         """The turns of a row, its longest questions shortened at their ends until all fits with the answers whole."""
@@ -259,7 +271,7 @@ class Encoding:
             turns[longest] = replace(turns[longest], content=self.tokenizer.cut(turns[longest].content, kept))
         raise RowProblem(
             Problem(
-                f"The answer leaves no room for its prompt within {self.max_length} tokens",
+                f"The answer leaves no room for its prompt within {self._most} tokens",
                 str(example.where),
                 "raise data.max_length, shorten the row, or set data.too_long to drop",
                 "error",
@@ -309,6 +321,23 @@ class Encoding:
         skipped = len(tokenizer.bos_text) if tokenizer.bos_text and text.startswith(tokenizer.bos_text) else 0
         guarded = [(start - skipped, end - skipped) for start, end in rendered.guarded]
         return [*tokenizer.prefix, *tokenizer.encode(text[skipped:], guarded), *tokenizer.suffix]
+
+
+def led(tokens: Tokens, virtual: int) -> Tokens:
+    """The row with so many virtual tokens before what is read; they are no targets."""
+    if not virtual:
+        return tokens
+    lead = np.arange(VIRTUAL, VIRTUAL + virtual, dtype=np.int32)
+    if tokens.source is not None:
+        return replace(tokens, source=np.concatenate([lead, tokens.source]))
+    none = np.zeros_like(lead)
+    return replace(
+        tokens,
+        ids=np.concatenate([lead, tokens.ids]),
+        weights=np.concatenate([none.astype(np.float32), tokens.weights]),
+        targets=None if tokens.targets is None else np.concatenate([lead, tokens.targets]),
+        segments=None if tokens.segments is None else np.concatenate([none, tokens.segments]),
+    )
 
 
 class RowProblem(TokenError):
