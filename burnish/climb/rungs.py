@@ -151,6 +151,7 @@ def train(job: Job, say: Say, watch: Callable[[Event], bool] = lambda event: Fal
     )
     if job.ranks.main:
         store.write_json(job.folder / "result.json", result.to_json())
+    job.ranks.tell("written")  # a watcher on another machine reads it when its own ranks have ended
     return result
 
 
