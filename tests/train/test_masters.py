@@ -1,5 +1,7 @@
 """Float32 masters behind a bfloat16 model: no update is lost, no cut changes it, and what is saved is float32."""
 
+from dataclasses import replace
+
 import pytest
 import tiny
 import torch
@@ -118,14 +120,16 @@ def test_every_head_computes_in_bf16_about_as_in_float32(head, kind, tmp_path_fa
     assert losses["bf16"] != losses["fp32"]
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_update_does_not_depend_on_the_cut(precision, tmp_path_factory, tmp_path):
+def test_the_update_does_not_depend_on_the_cut(precision, packed, tmp_path_factory, tmp_path):
     """Eight rows at once, four at a time, one at a time: the same step to 1e-5 (fp32) or one rounding of bf16."""
     moved = {}
-    for budget in (10_000, 70, 1):
+    for budget in (10_000, 70, 1):  # (8, 1); two or more; (1, 8)
         own = {"optimizer": "sgd", "betas": [0.0, 0.9], "weight_decay": 0.0, "learning_rate": 1.0, "warmup": 0}
         own |= {"schedule": "constant", "max_steps": 1, "clip": 0.0, "batch_size": 8, "micro_tokens": budget}
         run = tiny.run(*SFT, "llama", tmp_path_factory, tmp_path / str(budget), precision=precision, **own)
+        run.batches = replace(run.batches, packed=packed)
         before = {name: value.detach().clone() for name, value in run.model.trainable().items()}
         cut = len(run.batches.step(1))
         list(loop.fit(run))
