@@ -155,6 +155,8 @@ class Prediction:
     text: what was generated.  label, number: what that was read as.  probabilities: per class, summing to 1.
     nll: minus log-likelihood of the gold text in nats over `tokens` tokens and `bytes` UTF-8 bytes.
     finished: whether generation ended by itself.  problem: why there is no usable answer ('' when there is).
+    sources: where the passages in its prompt stand, as `[1] manual.md, Refunds`.
+    prompt_tokens, completion_tokens: what an API would count for the answer alone, demonstrations included.
     """
 
     id: str
@@ -167,8 +169,11 @@ class Prediction:
     tokens: int | None = None
     bytes: int | None = None
     finished: bool | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
     seconds: float = 0.0
     problem: str = ""
+    sources: tuple[str, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object without the fields that say nothing."""
@@ -182,7 +187,8 @@ class Prediction:
     @staticmethod
     def from_json(row: Mapping[str, Any]) -> Prediction:
         label = row.get("label")
-        return Prediction(**{**row, "label": tuple(label) if isinstance(label, list) else label})
+        sources = {"sources": tuple(row["sources"])} if "sources" in row else {}
+        return Prediction(**{**row, "label": tuple(label) if isinstance(label, list) else label, **sources})
 
 
 @dataclass(frozen=True)
@@ -265,6 +271,9 @@ class RungResult:
 
     seconds: what making it took.  trained: parameters that were trained.  skipped: why it was not run ('' if it was).
     scores: every metric that applies, the goal's first.  settings: what was chosen (shots, order, best step ...).
+    cost: what making it took and what 1,000 requests take (evaluate/cost.py).  seeds: every further training seed as
+    {seed, value, artifact, predictions}.  search: every trial of its search, as {settings, value}.
+    prompt: the first test row as the model was asked it.
     """
 
     rung: str
@@ -277,6 +286,10 @@ class RungResult:
     settings: Mapping[str, Any] = field(default_factory=dict)
     curve: tuple[Mapping[str, float], ...] = ()
     samples: tuple[Mapping[str, str], ...] = ()
+    cost: Mapping[str, Any] = field(default_factory=dict)
+    seeds: tuple[Mapping[str, Any], ...] = ()
+    search: tuple[Mapping[str, Any], ...] = ()
+    prompt: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "settings": dict(self.settings), "curve": [dict(point) for point in self.curve]}
@@ -284,7 +297,10 @@ class RungResult:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything a climb or an evaluation found; report.json is this, report.html shows it."""
+    """Everything a climb or an evaluation found; report.json is this, report.html shows it.
+
+    learning: the learning curve (evaluate/curve.py), empty where none was asked.  advice: what to do next.
+    """
 
     name: str
     goal: Mapping[str, Any]
@@ -298,6 +314,8 @@ class Report:
     folder: str
     seconds: float = 0.0
     page: str = ""
+    learning: Mapping[str, Any] = field(default_factory=dict)
+    advice: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -313,4 +331,6 @@ class Report:
             "folder": self.folder,
             "page": self.page,
             "seconds": round(self.seconds, 1),
+            "learning": dict(self.learning),
+            "advice": list(self.advice),
         }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -134,13 +134,21 @@ def load(sources: Sequence[Source], mode: TextMode, choice: Choice) -> Iterator[
                 for values in expand(item.values, choice.columns):
                     example = module.to_example(values, choice.columns, item.where)
                     check(example)
-                    yield example
+                    yield _sourced(example, values, choice.columns)
             except ShapeProblem as problem:
                 yield Bad(problem.field[:200], problem.what, problem.do, item.where, _shown(item.values))
             except (RecursionError, UnicodeEncodeError):
                 yield Bad(
                     "row", "holds text that cannot be written", "mend or remove it", item.where, _shown(item.values)
                 )
+
+
+def _sourced(example: Example, values: Mapping[str, Any], columns: Mapping[str, Any]) -> Example:
+    """With the row's `source` column, where it has one that is nothing else: the document its answer stands in."""
+    source = values.get("source")
+    if not isinstance(source, str) or "source" in columns.values():
+        return example
+    return replace(example, meta={**example.meta, "source": source.strip()})
 
 
 def _shown(values: Mapping[str, Any]) -> str:

@@ -39,6 +39,11 @@ GOALS = {  # name: (goal, shape, rows, metric, keys of the contract)
 }
 
 
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("BURNISH_HOME", str(tmp_path / "home"))
+
+
 def fits(rung, kind, name):
     goal, shape = GOALS[name][:2]
     return not kinds.load("prompting", rung).unfit(FAMILY[kind], goal, shape)
@@ -55,6 +60,12 @@ def world(rung, kind, name, tmp_path_factory, seed=0, train=10, settings=None, *
     told = {item.name: item.default for item in kinds.settings("prompting", rung)}
     if rung == "few-shot":
         told |= {"shots": [1, 2], "orders": 1, "choose": ["balanced", "nearest"], "formats": ["turns"], "budget": 30}
+    if rung == "retrieval":
+        folder = tmp_path_factory.getbasetemp() / "told"
+        folder.mkdir(exist_ok=True)
+        for i, row in enumerate(asking.documents(3, 9, 30)):
+            (folder / f"{i}.txt").write_text(row.text)
+        told |= {"documents": [str(folder)], "chunk": [10], "budget": 20}
     return World(ready, rows(train, seed=1), rows(4, seed=2), metric, told | (settings or {}), seed), rows(4, seed=3)
 
 
@@ -149,7 +160,14 @@ OTHER = {  # another value of every setting, with others that it needs
         "calibrate": "always",
         "encoder": "base",
         "budget": 300,
-    }
+    },
+    "retrieval": {
+        "documents": [str(Path(__file__).parents[2] / "README.md")],
+        "k": [2],
+        "chunk": [20],
+        "encoder": "base",
+        "budget": 10,
+    },
 }
 
 
