@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from burnish import kinds
+from burnish.adapters import _lora
 from burnish.models import load
 from burnish.models.base import Base, Head
 from burnish.models.model import Model
@@ -27,7 +28,6 @@ from burnish.train.estimate import At, Linear, Rows, Shape, Side, Work
 from burnish.train.plan import Plan
 
 NOWHERE = 1 << 30  # no block
-QUANTISED = {"qlora": "lora"}  # rungs over 4-bit weights, and the one they are in all else
 EXACT = 20_000  # rows whose noise is drawn to count its tokens; of more, so many stand for all
 HEADS = ("num_attention_heads", "n_head", "num_heads", "encoder_attention_heads")
 CROSS = re.compile(r"EncDecAttention|encoder_attn|crossattention|cross_attn")
@@ -38,11 +38,20 @@ def skeleton(base: Base, head: Head, rung: str, task: Task, config: Any = None) 
 
     What quantisation would do to weights cannot be done without any, so a quantised rung is told apart in `shape`.
     """
+    adapter, own = kinds.load("adapters", rung), task.rung_settings.get(rung, {})
     with torch.device("meta"):
         model = load.skeleton(base, head, config)
-        adapter = kinds.load("adapters", QUANTISED.get(rung, rung))
-        adapter.attach(model, task.rung_settings.get(rung, {}), task.train.dropout or 0.0, task.train.seed)
+        if quantised(rung):
+            told = asdict(adapter.Settings(**own))
+            _lora.attach(model, **told, dropout=task.train.dropout or 0.0, seed=task.train.seed)
+        else:
+            adapter.attach(model, own, task.train.dropout or 0.0, task.train.seed)
     return model
+
+
+def quantised(rung: str) -> bool:
+    """Whether a rung's base lies in 4 bits."""
+    return bool(getattr(kinds.load("adapters", rung), "QUANTISED", False))
 
 
 @dataclass(frozen=True)
@@ -59,8 +68,8 @@ class _Found:
     masked: bool
 
 
-def shape(model: Model, quantised: bool = False) -> Shape:
-    """What a model costs, read from its modules.  quantised: frozen matrices inside blocks lie in 4 bits.
+def shape(model: Model, small: bool = False) -> Shape:
+    """What a model costs, read from its modules.  small: frozen matrices inside blocks lie in 4 bits.
 
     Every number that passes between two layers is what one of them gives or takes: their widths are summed over each
     block, and what a block leaves for the backward pass is taken to be proportional to it (Fit.kept).
@@ -73,8 +82,8 @@ def shape(model: Model, quantised: bool = False) -> Shape:
     counted: Counter[Linear] = Counter()
     for layer in found:
         backward = layer.block < 0 or layer.block >= reached[layer.side]
-        small = quantised and layer.block >= 0 and not layer.item.trained
-        counted[replace(layer.item, backward=backward, quantised=small)] += times if layer.block >= 0 else 1
+        four_bits = small and layer.block >= 0 and not layer.item.trained
+        counted[replace(layer.item, backward=backward, quantised=four_bits)] += times if layer.block >= 0 else 1
     linears = tuple(replace(item, count=count) for item, count in counted.items())
     return Shape(
         load.count(hf.parameters()),
@@ -206,13 +215,13 @@ def rows(tokens: Sequence[Tokens], label: bool = False) -> Rows:
 
 
 def work(
-    model: Model, task: Task, planned: Plan, train: Batches, validation: Batches, splits: bool, quantised: bool = False
+    model: Model, task: Task, planned: Plan, train: Batches, validation: Batches, splits: bool, small: bool = False
 ) -> Work:
     """A run as far as cost goes, its tokens counted from the very rows that each step will draw."""
     settings, label = task.train, model.head.kind != "language"
     tokens, exact = drawn(train, planned.steps)
     return Work(
-        shape(model, quantised),
+        shape(model, small),
         rows(_noised(train), label),
         rows(_noised(validation), label),
         settings.batch_size,

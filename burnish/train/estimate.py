@@ -282,7 +282,8 @@ def _room(work: Work, micro_tokens: int) -> float:
 def memory(work: Work, micro_tokens: int, recompute: bool, machine: Machine, fit: Fit = FIT) -> dict[str, float]:
     """Bytes of each part at the run's peak, and which phase that is: {"weights": ..., ..., "peak": total}.
 
-    The phases are reading the weights, forward with backward, the optimizer's step, and validation; a part that is not
+    The phases are reading the weights (in float32, from files mapped into memory; 4-bit ones tensor by tensor), forward
+    with backward, the optimizer's step, and validation; a part that is not
     alive in the worst of them is left out.
     """
     shape = work.shape
@@ -303,8 +304,8 @@ def memory(work: Work, micro_tokens: int, recompute: bool, machine: Machine, fit
     phases: dict[str, dict[str, float]] = {
         "loading": {
             "process": lasting["process"],
-            "weights": lasting["weights"],
-            "loading": fit.loading * shape.files,
+            "weights": 4.0 * (shape.parameters - shape.quantised) + NF4 * shape.quantised,
+            "loading": 0.0 if shape.quantised else fit.loading * shape.files,
         },
         "training": {
             **lasting,

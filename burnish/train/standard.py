@@ -69,7 +69,7 @@ def work(number: int, rung: str, element: int) -> Work:
     """One step of two rows on one of SIZES."""
     made = config(number)
     base = Base(SIZES[number][0], Path("/nonexistent"), "decoder", made.to_dict(), 0, made.vocab_size, "")
-    shape = describe.shape(describe.skeleton(base, Head("language"), rung, Task(), made), rung in describe.QUANTISED)
+    shape = describe.shape(describe.skeleton(base, Head("language"), rung, Task(), made), describe.quantised(rung))
     one = np.full(2, ROW)
     rows = Rows(one, np.zeros(2, int), one // 2)
     return Work(replace(shape, files=2 * shape.parameters), rows, rows, 2, 1, 1, 1, 2 * ROW, element=element)

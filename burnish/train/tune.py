@@ -123,7 +123,7 @@ def needs(job: Job, prepared: Prepared) -> Estimate:
             prepared.batches,
             prepared.validation,
             job.contract.too_long == "split",
-            rung in describe.QUANTISED,
+            describe.quantised(rung),
         )
 
     own = work(job.rung)
@@ -141,14 +141,14 @@ def _tune(job: Job) -> Iterator[Event]:
     if job.ranks.main:
         _keep(job, prepared)
     needed = needs(job, prepared)
+    begun = checkpoint.identity_of(job.folder / "checkpoints")  # auto on another machine goes on as it began
+    precision = begun.get("precision") or optim.precision(settings.precision, job.ranks.device)
     adapter = kinds.load("adapters", job.rung)
     own = settings.dropout if adapter.CARRIES_BASE else None  # the base's; other adapters have a place for their own
     quantised = getattr(adapter, "QUANTISED", False)
     model = load.load(job.base, job.head, dropout=own, seed=settings.seed, quantised=quantised)
     adapter.attach(model, job.task.rung_settings.get(job.rung, {}), settings.dropout or 0.0, settings.seed)
     fused.install(model.hf)
-    begun = checkpoint.identity_of(job.folder / "checkpoints")  # auto on another machine goes on as it began
-    precision = begun.get("precision") or optim.precision(settings.precision, job.ranks.device)
     micro_tokens = begun.get("micro_tokens") or needed.micro_tokens
     recompute = begun.get("recompute", needed.recompute)
     precision, micro_tokens, recompute = job.ranks.tell([precision, micro_tokens, recompute])
