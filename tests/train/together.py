@@ -1,0 +1,86 @@
+"""What one of two processes does for test_distributed.py, or one alone; the main rank writes what it saw to seen.json.
+
+`python together.py plain|shard quick|whole FOLDER`, with torchrun's variables set; models lie in FOLDER/../models.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import tiny
+import torch
+
+from burnish.train import distributed, loop
+from burnish.train.distributed import Ranks
+
+EXACT = ("sft", "language", "answers", "llama")  # no biases: gradients that are 0 but for rounding move Adam's weights
+CASES = [
+    EXACT,
+    ("selfsupervised", "language", "document", "bert"),
+    ("classify", "classes", "classes", "gpt2"),
+    ("regress", "number", "number", "albert"),
+    ("selfsupervised", "language", "document", "t5"),
+]
+BOTH = {
+    "quick": [(case, ("full", "lora")[i % 2]) for i, case in enumerate(CASES[:4])],
+    "whole": [(case, adapter) for case in CASES for adapter in ("full", "lora")],
+}
+STEPS = {"quick": 6, "whole": 50}
+
+
+def run(case: Any, adapter: str, folder: Path, ranks: Ranks, steps: int, **own: Any) -> loop.Run:
+    """A run as `tune` would build it: eight rows, five a step, so that every second step has three."""
+    models = folder.parents[1] / "models"
+    root = SimpleNamespace(getbasetemp=lambda: models)
+    for path in models.glob("tiny-*"):  # made by the test: transformers saves on rank 0 only
+        tiny._made[str(models), path.name.removeprefix("tiny-")] = path
+    train = {"batch_size": 5, "max_steps": steps, "micro_tokens": 40, "learning_rate": 1e-3, "patience": 0}
+    train |= {"evaluate_every": max(steps // 5, 2), "save_every": steps // 2, "precision": "fp32", "validation": True}
+    made = tiny.run(*case, root, folder, adapter=adapter, **{**train, **own})
+    made.batches = replace(made.batches, packed=made.model.packs)
+    made.share(ranks)
+    return made
+
+
+def told(run: loop.Run) -> dict[str, Any]:
+    """Train to the end; every number on the way, and on the main rank the weights."""
+    events = list(loop.fit(run))
+    run.ranks.gather(run.model)
+    wanted = {"loss": "step", "grad_norm": "step", "tokens": "step", "valid_loss": "validated"}
+    seen = {name: [event.numbers[name] for event in events if event.kind == kind] for name, kind in wanted.items()}
+    own = run.model.trainable().items() if run.ranks.main else ()
+    return {**seen, "first": events[0].kind, "weights": {name: value.flatten().tolist() for name, value in own}}
+
+
+def everything(folder: Path, ranks: Ranks, size: str) -> dict[str, Any]:
+    """All that must not depend on the number of processes."""
+    steps, seen = STEPS[size], {}
+    for case, adapter in BOTH[size]:
+        name = f"{case[0]}-{case[3]}-{adapter}"
+        seen[name] = told(run(case, adapter, folder / name, ranks, steps))
+    # two epochs of seven rows and one: the last step of each leaves a rank without rows
+    seen["one row left"] = told(run(EXACT, "full", folder / "left", ranks, 4, batch_size=7))
+    if not (folder / "half").exists():  # a run that is stopped half way, for others to go on with
+        events = loop.fit(run(EXACT, "full", folder / "half", ranks, steps, validation=False))
+        while next(events).kind != "saved":
+            pass
+    seen["whole"] = told(run(EXACT, "full", folder / "straight", ranks, steps, validation=False))
+    for path in sorted(folder.glob("from-*")):
+        seen[path.name] = told(run(EXACT, "full", path, ranks, steps, validation=False))
+    return seen
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    mode, size, place = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+    with distributed.begin(mode == "shard") as ranks:
+        seen = everything(place, ranks, size)
+        if ranks.main:
+            (place / "seen.json").write_text(json.dumps(seen))
