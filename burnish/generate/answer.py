@@ -234,7 +234,9 @@ class Answerer:
         except RowProblem:
             answer = encoding.answer_ids(turns, encoding.prompt_ids(turns[:-1]))
         size, one_sided = encoding.max_length - encoding.virtual, encoding.kind == "decoder"
-        prompt = self.prompt_ids(replace(spoken, messages=turns[:-1]), size // 2 if one_sided else 0)[encoding.virtual :]
+        prompt = self.prompt_ids(replace(spoken, messages=turns[:-1]), size // 2 if one_sided else 0)[
+            encoding.virtual :
+        ]
         ids = np.array([*prompt, *answer] if one_sided else answer, np.int32)
         weights = np.ones(len(ids), np.float32)
         weights[: len(prompt) * one_sided] = 0.0

@@ -258,7 +258,10 @@ def _steps(
         places = {"position_ids": positions} if model.takes_positions else {}
         out = model.hf(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **places, **keep)
         yield out.logits[:, -1]
-        cache, ids = out.past_key_values, torch.tensor([[new[-1]] for new in said], device=model.device)
+        cache = getattr(out, "past_key_values", None)
+        while cache is None:  # a recurrent model, whose memory is none of these: it reads its rows anew
+            yield torch.stack([_alone(model, row, new, pad) for row, new in zip(rows, said, strict=True)])
+        ids = torch.tensor([[new[-1]] for new in said], device=model.device)
         mask, positions = torch.nn.functional.pad(mask, (0, 1), value=1), positions[:, -1:] + 1
         if model.base.context:  # a row that is full runs on beside the others, unheard
             positions = positions.clamp(max=model.base.context - 1)

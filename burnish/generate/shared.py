@@ -199,7 +199,7 @@ def passes(
     tree: Tree = BARE,
     pad: int = 0,
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Run rows (see Rows) a group at a time: which rows, and their (N, V) float32 logits, row after row.
+    """Run rows (see Rows) a group at a time: which rows, and their (N, V) logits in float32 or more, row after row.
 
     A row's logits are its own first, then those of its tree.  A group holds at most `budget` ids, the prefix counted
     with each row, and CELLS logits; one row always fits.
@@ -226,7 +226,7 @@ def passes(
 
 
 def _logits(model: Model, rows: Rows, steady: int) -> Tensor:
-    """(N, V) float32 logits at the asked places."""
+    """(N, V) logits at the asked places."""
     device = model.device
     wanted = rows.wanted()
     kept = wanted.flatten().clone()
@@ -244,7 +244,8 @@ def _logits(model: Model, rows: Rows, steady: int) -> Tensor:
         told = model.hf(**inputs, logits_to_keep=kept.view(wanted.shape).to(device)).logits
     else:
         told = model.hf(**inputs).logits.flatten(0, 1)[kept.to(device)]
-    return told[wanted.flatten()[kept].to(device)].float()
+    told = told[wanted.flatten()[kept].to(device)]
+    return told if told.dtype == torch.float64 else told.float()
 
 
 _ABILITIES: WeakKeyDictionary[Any, Ability] = WeakKeyDictionary()
