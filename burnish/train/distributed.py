@@ -336,11 +336,11 @@ def begin(shard: bool = False) -> Iterator[Ranks]:
 
 
 def fits(model: Model, device: torch.device, local: int) -> bool:
-    """Whether weights, gradients and two moments leave room for activations on a device that `local` ranks share."""
+    """Whether weights, gradients, moments and the best weights leave room on a device, or a machine of `local` ranks."""
     trained = sum(value.numel() for value in model.trainable().values())
-    stored = sum(value.numel() * value.element_size() for value in model.parameters())
+    stored = sum(value.numel() * value.element_size() for value in (*model.parameters(), *model.buffers()))
     room = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else memory.free() // local + stored
-    return stored + 12 * trained <= ROOM * room
+    return stored + 16 * trained <= ROOM * room
 
 
 def _shard(model: Model, device: torch.device, precision: torch.dtype) -> None:
@@ -350,7 +350,8 @@ def _shard(model: Model, device: torch.device, precision: torch.dtype) -> None:
 
     _ = model.packs, model.lays_bare  # they try the model out, which a cut one allows only as a whole
     for value in model.parameters():
-        value.data = value.data.to(torch.float32 if value.requires_grad else precision)
+        if value.is_floating_point():
+            value.data = value.data.to(torch.float32 if value.requires_grad else precision)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     low = None if precision == torch.float32 else precision
     policy = MixedPrecisionPolicy(low, reduce_dtype=torch.float32, cast_forward_inputs=False)
