@@ -318,6 +318,69 @@ def evaluate(target: str, *, data: str = "", set: Sequence[str] = (), say: Say |
     return publish(told, run, rows, suite if folder == run else f"{results[0].rung}-{suite}")
 
 
+def compare(a: str, b: str, *, data: str = "", say: Say | None = None) -> dict[str, Any]:
+    """Set two artifacts side by side on the same rows: is one better by more than luck?"""
+    from burnish import artifact as artifacts
+    from burnish import store
+    from burnish import task as tasks
+    from burnish.climb import openings
+    from burnish.climb.judge import Asker
+    from burnish.evaluate.compare import compared
+
+    suite = f"data-{store.slug(Path(data).name)}" if data else "test"
+    sides = []
+    for name in (a, b):
+        folder = _artifact(name)
+        run = _run_of(folder)
+        if run is None:
+            raise BurnishError("This artifact's run is not here", str(folder), "compare it inside its run folder")
+        task = tasks.read(run / "task.yaml")
+        ladder, rows, _ = _other(task, run, artifacts.load(folder), data, suite) if data else _own(task, run)
+        sides.append((folder, run, ladder, rows))
+    (first, run, ladder, rows), (second, other, _, theirs) = sides
+    if not rows or {row.id for row in rows} != {row.id for row in theirs}:
+        what = "The two were not tested on the same rows" if rows else "There are no rows to compare on"
+        raise DataError(what, f"{run} and {other}", "give --data FILE with rows that neither was trained on")
+    said = []
+    for folder, own, its, _ in sides:
+        asker = Asker(its, rows, suite, say or _quiet, None)
+        if not asker.answered(str(folder)):
+            openings.open(own, rows, suite, "compare", [asker.made_by(str(folder))])
+        said.append(asker.ask(folder.parent.name, str(folder)))
+        openings.done(own, suite)
+    settings = ladder.task.evaluate
+    names = (f"{run.name}/{first.parent.name}", f"{other.name}/{second.parent.name}")
+    goal = ladder.task.goal.task
+    told = compared(
+        names,
+        goal,
+        ladder.metric,
+        rows,
+        (said[0], said[1]),
+        ladder.asked.labels,
+        ladder.rows("train"),
+        settings.confidence,
+        settings.resamples,
+    )
+    return {**told.to_json(), "openings": len(openings.readings(rows))}
+
+
+def advise(task: str, *, set: Sequence[str] = (), changing: str = "", say: Say | None = None) -> dict[str, Any]:
+    """Say whether to fine-tune at all, from cheap probes of the data and the base."""
+    from typing import cast, get_args
+
+    from burnish import task as tasks
+    from burnish.climb.ladder import ready
+    from burnish.climb.probe import probe
+    from burnish.evaluate import diagnose
+
+    if changing not in get_args(diagnose.Changing):
+        what, do = unknown("value of --changing", changing, filter(None, get_args(diagnose.Changing)))
+        raise TaskError(what, "--changing", do)
+    ladder = ready(tasks.read(task, set), begin=False)
+    return diagnose.advise(probe(ladder, cast(diagnose.Changing, changing), say or _quiet)).to_json()
+
+
 def _own(task: Task, run: Path) -> tuple[Ladder, list[Example], str]:
     """The run's own test rows; refuses when data or settings changed, as these could then be rows trained on."""
     from dataclasses import replace

@@ -375,3 +375,38 @@ heavy = {{"torch", "transformers", "scipy", "pandas", "sklearn"}} & set(sys.modu
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_two_rungs_of_a_run_compare_on_its_test_rows(climbed: Report) -> None:
+    run = Path(climbed.folder)
+    before = list(store.read_jsonl(store.home() / "readings.jsonl"))
+    told = burnish.compare(str(run / "rungs/zero-shot/artifact"), str(run / "rungs/lora/artifact"))
+    assert told["comparison"]["n"] == climbed.rungs[0].scores[0].n
+    pair = next(item for item in climbed.comparisons if (item.a, item.b) == ("zero-shot", "lora"))
+    assert told["comparison"]["difference"] == pytest.approx(pair.difference)
+    assert told["change"]["fixed"]["total"] == pair.fixed
+    assert "zero-shot" in told["sentence"]
+    assert list(store.read_jsonl(store.home() / "readings.jsonl")) == before  # nothing had to be answered anew
+
+
+def test_runs_on_other_rows_do_not_compare(climbed: Report, home: Path) -> None:
+    write(home / "other.csv", rows(60, 100))
+    task = (home / "task.yaml").read_text().replace("reviews.csv", "other.csv")
+    (home / "other.yaml").write_text(task)
+    other = burnish.climb(str(home / "other.yaml"), set=[*SHORT, "rungs=[zero-shot]"])
+    one, two = (str(Path(report.folder) / "rungs/zero-shot/artifact") for report in (climbed, other))
+    with pytest.raises(DataError, match="same rows"):
+        burnish.compare(one, two)
+    write(home / "fresh.csv", rows(30, 300))
+    assert burnish.compare(one, two, data=str(home / "fresh.csv"))["comparison"]["n"] == 30
+
+
+def test_advice_rests_on_figures(home: Path) -> None:
+    told = burnish.advise(str(home / "task.yaml"))
+    assert told["facts"]["rows"]["train"] > 0
+    assert told["facts"]["tried"] > 0
+    assert told["facts"]["fits"]["lora"] in ("fits", "tight", "does not fit")
+    assert all(item["because"] for item in told["points"])
+    assert burnish.advise(str(home / "task.yaml"), changing="daily")["points"][0]["advice"] == "retrieval"
+    with pytest.raises(TaskError, match="changing"):
+        burnish.advise(str(home / "task.yaml"), changing="sometimes")

@@ -50,6 +50,9 @@ HELP = {
     "rendezvous": "HOST:PORT of the first machine, where the others find it; the port after it is used too.",
     "slurm": "Write an sbatch script; it is not submitted.",
     "limit": "How long the job may run.",
+    "a": "A run's name, or an artifact's folder; a run stands for the rung its verdict names.",
+    "b": "The other one: a run's name, or an artifact's folder.",
+    "changing": "How fast the facts behind the answers change: never, yearly, monthly, weekly or daily.",
     "seeds": "Train each trained rung from so many seeds; the verdict then covers rows and seeds.",
     "search": "Try so many settings of each trained rung on validation rows (learning rate and epochs).",
     "curve": "Also train on an eighth, a quarter and half of the rows: would more data help?",
@@ -59,6 +62,7 @@ METAVARS = {
     "show": "N",
     "seeds": "N",
     "search": "N",
+    "changing": "PACE",
     "out": "FILE",
     "base": "MODEL",
     "rung": "NAME",
@@ -176,7 +180,7 @@ def _parameter(item: inspect.Parameter) -> inspect.Parameter:
         name = f"--{item.name.replace('_', '-')}"
         info = typer.Option(name, help=doc, metavar=metavar, show_default=bool(item.default))
     else:
-        completion = run_names if item.name in ("artifact", "target") else None
+        completion = run_names if item.name in ("artifact", "target", "a", "b") else None
         info = typer.Argument(help=doc, metavar=metavar, autocompletion=completion)
     default = list(item.default) if kind == list[str] else item.default
     return _named(item.name, Annotated[kind, info], default)

@@ -197,6 +197,36 @@ def train(screen: Screen, told: RungResult, asked: Asked) -> None:
     _next(screen, ["evaluate", told.artifact], ["climb", asked["task"], *_set(asked)])
 
 
+def compare(screen: Screen, told: Mapping[str, Any], asked: Asked) -> None:
+    """Which of two is better, if that can be told, and the first rows that changed."""
+    sure = told["comparison"]["p"] < 1 - told["scores"][0]["confidence"]
+    screen.line((told["sentence"], "bold green" if sure else "bold yellow"))
+    if told["openings"] > 1:
+        screen.line("  note     ", f"these rows have been opened {told['openings']} times")
+    change = told["change"]
+    for name in ("fixed", "broken") if change else ():
+        listing = change[name]
+        screen.line()
+        screen.line((listing["title"], "bold"), f"  {listing['told']}")
+        for row in listing["rows"][:PLACES]:
+            screen.line("  row      ", f"{plain.line(row['text'], 100)} → {plain.line(row['gold'], 40)}")
+            for near in row["near"]:
+                screen.line("    nearest in training  ", near)
+    if change and change["still"]:
+        screen.line()
+        screen.line(f"{change['still']:,} rows are wrong in both.")
+
+
+def advise(screen: Screen, told: Mapping[str, Any], asked: Asked) -> None:
+    """What to do first, and every sentence with the figures it rests on."""
+    screen.line((told["first"][:1].upper() + told["first"][1:], "bold green"))
+    for item in told["points"]:
+        screen.line(f"  {item['advice']:<17}", item["sentence"])
+        known = {key: value for key, value in item["because"].items() if value is not None}
+        screen.line(" " * 19, (f"because {_fact(known)}", "dim"))
+    _next(screen, ["climb", asked["task"], *_set(asked)])
+
+
 def predict(screen: Screen, told: Mapping[str, Any], asked: Asked) -> None:
     """How many rows were answered, and into which file."""
     before = f", {told['done_before']:,} of them by an earlier call" if told["done_before"] else ""
@@ -233,6 +263,8 @@ VIEWS: dict[str, Callable[[Screen, Any, Asked], None]] = {
     "train": train,
     "launch": launch,
     "evaluate": climb,
+    "compare": compare,
+    "advise": advise,
     "predict": predict,
     "runs": runs,
     "demo": climb,

@@ -25,6 +25,7 @@ from burnish.evaluate import cost as costs
 from burnish.evaluate import predict as predicting
 from burnish.evaluate.cost import Prices
 from burnish.evaluate.curve import Learning, learning
+from burnish.evaluate.diagnose import next_steps
 from burnish.evaluate.statistics import resampled
 from burnish.generate.engine import Sampling
 from burnish.generate.pieces import continued
@@ -59,7 +60,7 @@ def judge(
     claim = question(ladder, ran, say, model)  # before any of these rows is read
     extra = [str(seed["artifact"]) for result in ran for seed in result.seeds]
     every = [*(result.artifact for result in ran), *extra, *(point.artifact for point in points)]
-    asker = _Asker(ladder, rows, suite, say, model)
+    asker = Asker(ladder, rows, suite, say, model)
     waiting = [artifact for artifact in every if not asker.answered(artifact)]
     if waiting:
         openings.open(ladder.folder, rows, suite, verb, [asker.made_by(artifact) for artifact in every])
@@ -123,7 +124,7 @@ def question(
     rows = ladder.rows("validation") if len(tuned) > 1 or len(asked) > 1 else []
     if not tuned or not asked or (not rows and len(tuned) + len(asked) > 2):
         return ()
-    asker = _Asker(ladder, rows, "validation", say, model)
+    asker = Asker(ladder, rows, "validation", say, model)
 
     def value(item: RungResult) -> float:
         module = kinds.load("metrics", ladder.metric)
@@ -144,7 +145,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class _Asker:
+class Asker:
     """Rows that artifacts answer, each once: predictions lie beside the artifact, with what made them."""
 
     ladder: Ladder
@@ -191,8 +192,24 @@ class _Asker:
             done = list(predicting.predict(artifact, self.rows, self.ladder.task.evaluate, base, tell))
         predicting.keep(path, done)
         samples = _samples(artifact, self.rows, self.ladder, base) if self.suite != "validation" else []
-        store.write_json(path.with_suffix(".json"), {**self.made_by(where), "memory": peak.bytes, "samples": samples})
+        store.write_json(
+            path.with_suffix(".json"),
+            {**self.made_by(where), "memory": peak.bytes, "samples": samples, "prompt": self._prompt(artifact, base)},
+        )
         return done
+
+    def _prompt(self, artifact: Artifact, base: Model | None) -> str:
+        """The first row as a prompting rung asks it, word for word; '' where nothing is asked in words."""
+        contract = artifact.contract
+        if base is None or artifact.rung not in kinds.names("prompting") or contract.target == "document":
+            return ""
+        module = kinds.load("prompting", artifact.rung)
+        if not hasattr(module, "shown") and artifact.rung != "zero-shot":
+            return ""
+        ready, row = predicting.answerer(artifact, self.ladder.task.evaluate, base), self.rows[0]
+        if hasattr(module, "shown"):
+            row = module.shown(ready, artifact.recipe, artifact.tensors, row)
+        return ready.tokenizer.decode(ready.prompt_ids(row), special=True)
 
 
 def kept_with(predictions: Path) -> dict[str, Any]:
@@ -229,13 +246,13 @@ def _learning(
     )
 
 
-def publish(told: Report, folder: Path, rows: Sequence[Example], suite: str) -> Report:
+def publish(told: Report, folder: Path, rows: Sequence[Example], suite: str, train: Sequence[Example] = ()) -> Report:
     """Write report.json, report.html, and a model card into every artifact; returns the report with its page."""
     predictions = {rung.rung: predicting.stored(Path(rung.predictions)) for rung in told.rungs if rung.predictions}
     name = "report" if suite == "test" else f"report-{suite}"
-    told = replace(told, page=str(folder / f"{name}.html"))
+    told = replace(told, page=str(folder / f"{name}.html"), advice=next_steps(told))
     store.write_json(folder / f"{name}.json", told.to_json())
-    store.write_text(folder / f"{name}.html", report.html(told, rows, predictions))
+    store.write_text(folder / f"{name}.html", report.html(told, rows, predictions, train))
     for rung in told.rungs:
         if rung.artifact and suite == "test":
             files = json.loads((Path(rung.artifact) / "artifact.json").read_text(encoding="utf-8"))["files"]
@@ -284,8 +301,17 @@ def _scored(
         predictions=str(path),
         samples=tuple(kept["samples"]),
         seeds=tuple([first, *own] if own else ()),
+        search=result.search or _searched(Path(result.artifact).parent),
+        prompt=str(kept.get("prompt", "")),
         cost=cost,
     )
+
+
+def _searched(folder: Path) -> tuple[dict[str, Any], ...]:
+    """The trace of a prompt's search, without the demonstrations themselves, which are in search.jsonl."""
+    path = folder / "search.jsonl"
+    rows = store.read_jsonl(path) if path.exists() else ()
+    return tuple({key: value for key, value in row.items() if key != "demonstrations"} for row in rows)
 
 
 def _samples(artifact: Artifact, rows: Sequence[Example], ladder: Ladder, model: Model | None) -> list[dict[str, str]]:

@@ -57,4 +57,4 @@ def climb(task: Task, again: bool, say: Say, seeds: int = 1, search: int = 0, cu
         points = [Point(first.rung, rows, artifact) for rows, artifact in make_points(ladder, first, say)]
     told = judge(ladder, results, ladder.rows("test"), "test", "climb", say, model, points)
     told = replace(told, seconds=round(time.monotonic() - clock, 1))
-    return publish(told, ladder.folder, ladder.rows("test"), "test")
+    return publish(told, ladder.folder, ladder.rows("test"), "test", ladder.rows("train"))

@@ -228,3 +228,98 @@ def scatter(pairs: Sequence[tuple[float, float]], rung: str) -> Markup:
     ]
     told = f"Predicted (up) against true (across) numbers of {line(rung, 30)}, {min(len(pairs), 1000):,} rows"
     return _svg(bottom + 26, told, parts)
+
+
+def tradeoff(
+    points: Sequence[tuple[str, float, Score]], floor: Score | None, target: float | None, chosen: str, unit: str
+) -> Markup:
+    """Score with interval (up) against what 1,000 requests cost (across), one dot for each rung.
+
+    floor: what always the same answer scores, as a line.  unit: of the cost.
+    """
+    higher = points[0][2].higher
+    bounds = [value for _, _, score in points for value in (score.value, score.low, score.high)]
+    bounds += ([] if floor is None else [floor.value]) + ([] if target is None else [target])
+    up, across = axis(bounds, log=not higher), axis([price for _, price, _ in points], log=True)
+    top, bottom, left, right = 30, 300, 10, 96
+    parts = [_text(0, 12, f"{points[0][2].metric}{'' if higher else ', lower is better'}", "tick")]
+    for tick in up.ticks(4):
+        y = _height(up, tick, top, bottom)
+        parts += [_line(left, y, 100, y, "grid"), _text(left - 1.5, y + 4, _short(tick), "tick", "end")]
+    ticks = across.ticks(4)
+    for tick in ticks[:: max(1, math.ceil(len(ticks) / 5))]:
+        x = across.at(tick, left, right)
+        parts += [_line(x, bottom, x, bottom + 5, "track"), _text(x, bottom + 20, _short(tick), "tick", _edge(x))]
+    parts.append(_text(100, bottom + 40, f"{unit} per 1,000 requests", "tick", "end"))
+    for value, kind, told in (
+        (target, "target", "target"),
+        (floor.value if floor else None, "floor", "always the same"),
+    ):
+        if value is not None:
+            y = _height(up, value, top, bottom)
+            parts += [
+                _line(left, y, 100, y, kind),
+                _text(100, y - 5, f"{told} {_short(round(value, 3))}", "goal", "end"),
+            ]
+    taken: list[tuple[float, float]] = []
+    for rung, price, score in sorted(points, key=lambda point: -_height(up, point[2].value, top, bottom)):
+        x, kind = across.at(price, left + 2, right), " chosen" if rung == chosen else ""
+        low, mid, high = (_height(up, value, top, bottom) for value in (score.low, score.value, score.high))
+        y = mid
+        while any(abs(y - other) < 18 and abs(x - beside) < 45 for beside, other in taken):
+            y -= 4  # names of dots that lie close together climb out of each other's way
+        taken.append((x, y))
+        side, shift = ("end", -12) if x > 55 else ("start", 12)
+        parts += [
+            _line(x, low, x, high, "interval thin" + kind),
+            Markup('<circle cx="{}%" cy="{}" r="5.5" class="dot{}"/>').format(x, mid, kind),
+            Markup('<text x="{}%" y="{}" dx="{}" class="name{}" text-anchor="{}">{}</text>').format(
+                x, y + 5, shift, kind, side, visible(line(rung, 24))
+            ),
+        ]
+    told = "; ".join(f"{line(rung, 30)} {number(score.value)} for {number(price)}" for rung, price, score in points)
+    return _svg(bottom + 46, f"{points[0][2].metric} against {unit} per 1,000 requests: {told}", parts)
+
+
+def growth(points: Sequence[tuple[float, float]], law: Sequence[tuple[float, float]], metric: str) -> Markup:
+    """The metric by training rows (each step to the right doubles them), the fitted law going on to twice the data."""
+    rows = [row for row, _ in law] or [row for row, _ in points]
+    across = Axis(min(rows) / 1.1, max(rows) * 1.05, log=True)
+    up = axis([value for _, value in (*points, *law)], air=0.1)
+    top, bottom, left = 12, 220, 10
+    parts = []
+    for tick in up.ticks(4):
+        y = _height(up, tick, top, bottom)
+        parts += [_line(left, y, 100, y, "grid"), _text(left - 1.5, y + 4, _short(tick), "tick", "end")]
+    for row, _ in points:
+        x = across.at(row, left + 2, 97)
+        parts.append(_text(x, bottom + 20, _short(row), "tick", "middle"))
+    last = across.at(max(rows), left + 2, 97)
+    parts.append(_text(last, bottom + 20, "twice", "tick", "end"))
+    parts.append(_path([(across.at(x, left + 2, 97), _height(up, y, top, bottom)) for x, y in law], "law", bottom))
+    parts += [
+        Markup('<circle cx="{}%" cy="{}" r="5" class="valid"/>').format(
+            across.at(x, left + 2, 97), _height(up, y, top, bottom)
+        )
+        for x, y in points
+    ]
+    told = ", ".join(f"{row:,.0f} rows {number(value)}" for row, value in points)
+    return _svg(bottom + 28, f"{metric} by training rows: {told}", parts)
+
+
+def reliability(bins: Sequence[tuple[float, float, int]], rung: str) -> Markup:
+    """How many answers of a stated certainty are right; on the line certainty can be believed.  (sure, right, n)."""
+    scale = Axis(0.0, 1.0)
+    top, bottom = 10, 250
+    parts = []
+    for tick in scale.ticks(4):
+        x, y = scale.at(tick, 10, 99), _height(scale, tick, top, bottom)
+        parts += [_line(10, y, 99, y, "grid"), _text(9, y + 4, _short(tick), "tick", "end")]
+        parts.append(_text(x, bottom + 18, _short(tick), "tick", "middle"))
+    parts.append(_path([(10, bottom), (99, top)], "diagonal", bottom))
+    most = max(n for _, _, n in bins)
+    for sure, right, n in bins:
+        x, y = scale.at(sure, 10, 99), _height(scale, right, top, bottom)
+        parts.append(Markup('<circle cx="{}%" cy="{}" r="{}" class="valid"/>').format(x, y, round(3 + 6 * n / most, 1)))
+    told = "; ".join(f"{sure:.0%} sure, {right:.0%} right, {n:,} rows" for sure, right, n in bins)
+    return _svg(bottom + 26, f"Certainty of {line(rung, 30)} against truth: {told}", parts)

@@ -125,6 +125,18 @@ def seconds(value: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min".removesuffix(" 0 min")
 
 
+def size(value: float) -> str:
+    """Bytes as a person says them.
+
+    >>> size(512), size(3_500_000), size(2.5e9)
+    ('512 B', '3.5 MB', '2.50 GB')
+    """
+    for unit, of in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= of:
+            return f"{value / of:.{2 if unit == 'GB' else 1}f} {unit}"
+    return f"{value:.0f} B"
+
+
 def setting(value: Any) -> str:
     """A setting's value on one line."""
     if isinstance(value, bool) or value is None:

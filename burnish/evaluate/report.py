@@ -7,11 +7,11 @@ Rows and answers are the words of strangers: everything passes `visible` and is 
 from __future__ import annotations
 
 import math
-from collections import Counter
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from burnish import kinds
-from burnish.evaluate import charts, plain, scores
+from burnish.evaluate import charts, plain
 from burnish.evaluate.card import facts_of, usage
-from burnish.metrics import exact_match
-from burnish.metrics._text import gold
-from burnish.records import Example, Label, Prediction, Report, RungResult, Score
+from burnish.evaluate.confusion import WIDEST, confusion, reliability
+from burnish.evaluate.cost import break_even, money
+from burnish.evaluate.listings import Said, changes, nearest_to, wrong
+from burnish.records import Example, Prediction, Report, RungResult, Score
 
-SHOWN = 20  # rows of a list; the rest are counted
-WIDEST = 12  # classes of a whole confusion matrix; with more, only the most confused pairs are shown
-NO_ANSWER = "no answer"
 FIRST = 5  # rows of a list that stand open
-RIGHT_OR_WRONG = ("classify", "extract", "answer")
-
+PAIRS = 15  # pairs of rungs whose rows are listed
 BASELINE = "baseline"  # always the same answer: a floor, not a prompt
 
 HOW_INTERVAL = {
@@ -45,13 +42,17 @@ HOW_TEST = {
     "paired bootstrap interval",
 }
 
-Said = Mapping[str, Mapping[str, Prediction]]  # rung -> example id -> prediction
 
-
-def html(report: Report, examples: Sequence[Example], predictions: Mapping[str, Sequence[Prediction]]) -> str:
+def html(
+    report: Report,
+    examples: Sequence[Example],
+    predictions: Mapping[str, Sequence[Prediction]],
+    train: Sequence[Example] = (),
+) -> str:
     """The whole report as one HTML file.
 
     examples: the test rows.  predictions: rung -> what it said about them, joined by id; a rung may be missing.
+    train: the training rows, to show which of them are most like a row that changed.
     """
     ran = [rung for rung in report.rungs if rung.scores and not rung.skipped]
     said = {rung: {item.id: item for item in items} for rung, items in predictions.items()}
@@ -62,6 +63,8 @@ def html(report: Report, examples: Sequence[Example], predictions: Mapping[str, 
     matrices = [confusion(rung.rung, examples, said[rung.rung]) for rung in ran if rung.rung in said]
     chosen = next((rung for rung in ran if rung.rung == shown), None)
     known, more = _data(report.data)
+    goal, near = str(report.goal.get("task", "")), nearest_to(train)
+    headline, _, rest = _sentences(report.verdict.sentence)
     page: str = _template().render(
         report=report,
         goal=report.goal,
@@ -76,7 +79,19 @@ def html(report: Report, examples: Sequence[Example], predictions: Mapping[str, 
         curves=[(rung, charts.losses(rung.rung, rung.curve, _best_step(rung))) for rung in report.rungs if rung.curve],
         matrices=sorted((item for item in matrices if item.counts), key=lambda item: item.rung != shown),
         scatters=_scatters(shown, examples, said),
-        listings=listings(report, ran, shown, examples, said),
+        headline=headline,
+        rest=rest,
+        tradeoff=_tradeoff(ran, target, shown, _currency(report)),
+        currency=_currency(report),
+        money=money,
+        costed=[rung for rung in ran if rung.cost.get("running")],
+        break_evens=_break_evens(report, ran),
+        growth=_growth(report.learning),
+        searches=[rung for rung in ran if rung.search],
+        prompts=[rung for rung in ran if rung.prompt],
+        changes=changes(goal, _pairs(report, ran, said), examples, said, near),
+        wrong=wrong(goal, shown, examples, said, near) if shown in said else [],
+        reliabilities=_reliabilities(shown, examples, said),
         samples=_samples(report),
         data=known,
         more=more,
@@ -96,7 +111,7 @@ def _template() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in ("clip", "line", "number", "cell", "signed", "chance", "percent", "seconds", "setting"):
+    for name in ("clip", "line", "number", "cell", "signed", "chance", "percent", "seconds", "setting", "size"):
         environment.filters[name] = getattr(plain, name)
     environment.filters["when"] = _when
     environment.globals["interval"] = plain.interval
@@ -135,6 +150,72 @@ def _rank(score: Score) -> float:
     return -math.inf if math.isnan(score.value) else score.value if score.higher else -score.value
 
 
+def _sentences(told: str) -> tuple[str, str, str]:
+    """The first sentence, for the headline, and the rest."""
+    found = re.search(r"(?<=[.]) (?=[A-Z])", told)
+    return (told[: found.start()], " ", told[found.end() :]) if found else (told, "", "")
+
+
+def _currency(report: Report) -> str:
+    prices = report.environment.get("prices")
+    return str(prices.get("currency", "")) if isinstance(prices, Mapping) else ""
+
+
+def _tradeoff(ran: Sequence[RungResult], target: float | None, shown: str, currency: str) -> Markup:
+    """Score against what 1,000 requests cost (seconds where the table says that nothing costs); empty without costs."""
+    costed = [rung for rung in ran if rung.cost.get("running") and math.isfinite(rung.scores[0].value)]
+    dots = [rung for rung in costed if rung.rung != BASELINE]
+    if not dots:
+        return Markup("")
+    key = "price" if any(rung.cost["running"]["price"] for rung in dots) else "seconds"
+    floor = next((rung.scores[0] for rung in costed if rung.rung == BASELINE), None)
+    points = [(rung.rung, float(rung.cost["running"][key]), rung.scores[0]) for rung in dots]
+    return charts.tradeoff(points, floor, target, shown, currency if key == "price" else "seconds")
+
+
+def _break_evens(report: Report, ran: Sequence[RungResult]) -> list[str]:
+    """Every trained rung against the best rung that is not, in words."""
+    tuned = [rung for rung in ran if rung.rung in kinds.names("adapters")]
+    asked = [rung for rung in ran if rung.rung not in kinds.names("adapters") and rung.rung != BASELINE]
+    if not asked:
+        return []
+    found = [break_even(rung, best(asked)) for rung in tuned]
+    return [item.sentence(_currency(report)) for item in found if item]
+
+
+def _growth(learning: Mapping[str, Any]) -> Markup:
+    if not learning:
+        return Markup("")
+    points = [(float(point["rows"]), float(point["value"])) for point in learning["points"]]
+    law = [(float(x), float(y)) for x, y in learning["curve"]]
+    return charts.growth(points, law, learning["metric"])
+
+
+def _pairs(report: Report, ran: Sequence[RungResult], said: Said) -> list[tuple[str, str]]:
+    """Pairs of rungs to set side by side, that of the verdict first, the floor left out."""
+    told = [rung for rung in ran if rung.rung in said and rung.rung != BASELINE]
+    names, tuned = [rung.rung for rung in told], kinds.names("adapters")
+    first = [(item.a, item.b) for item in report.comparisons if item.claim and {item.a, item.b} <= set(names)]
+    sides = [[rung for rung in told if (rung.rung in tuned) is trains] for trains in (False, True)]
+    first += [(best(sides[0]).rung, best(sides[1]).rung)] if not first and all(sides) else []
+    return list(dict.fromkeys([*first, *combinations(names, 2)]))[:PAIRS]
+
+
+def _reliabilities(shown: str, examples: Sequence[Example], said: Said) -> list[tuple[str, float, int, Markup]]:
+    """(rung, calibration error, rows, picture) of each rung that states a certainty, the shown one first."""
+    found = [reliability(rung, examples, said[rung]) for rung in sorted(said, key=lambda name: name != shown)]
+    return [
+        (
+            item.rung,
+            item.error,
+            item.n,
+            charts.reliability([(own.sure, own.right, own.n) for own in item.bins], item.rung),
+        )
+        for item in found
+        if item and item.rung != BASELINE
+    ]
+
+
 def _costs(rungs: Iterable[RungResult]) -> dict[str, str]:
     return {
         rung.rung: (f"{rung.trained:,} parameters trained, " if rung.trained else "") + plain.seconds(rung.seconds)
@@ -146,209 +227,6 @@ def _costs(rungs: Iterable[RungResult]) -> dict[str, str]:
 def _best_step(rung: RungResult) -> int | None:
     step = rung.settings.get("best_step")
     return step if isinstance(step, int) else None
-
-
-# --- what was said about each row ----------------------------------------------------------------------------
-
-
-def right(task: str, example: Example, prediction: Prediction) -> bool | None:
-    """Whether an answer is the gold one, texts word for word; None where the task has no right or wrong."""
-    if task not in RIGHT_OR_WRONG or isinstance(example.label, (int, float)):
-        return None
-    if task == "classify":
-        return not prediction.problem and _label(prediction.label) == _label(example.label)
-    return exact_match.components(example, prediction, ()) == (1.0,) if gold(example) else None
-
-
-def _label(label: Label | None) -> str:
-    if isinstance(label, (tuple, list)):
-        return ", ".join(sorted(label)) or "(none)"
-    return NO_ANSWER if label is None else str(label)
-
-
-@dataclass(frozen=True)
-class Confusion:
-    """How often each gold class (first) was answered as each class (second).
-
-    pairs: the most frequent confusions as (gold, said, rows, rows of that gold class), at most 15.
-    """
-
-    rung: str
-    labels: tuple[str, ...]
-    counts: Mapping[tuple[str, str], int]
-    pairs: tuple[tuple[str, str, int, int], ...]
-    left: int
-
-    @property
-    def n(self) -> int:
-        return sum(self.counts.values())
-
-    @property
-    def golds(self) -> list[str]:
-        """The classes that have rows."""
-        return [label for label in self.labels if self.of(label)]
-
-    def of(self, gold: str) -> int:
-        """Rows of a gold class."""
-        return sum(count for (label, _), count in self.counts.items() if label == gold)
-
-    @property
-    def small(self) -> bool:
-        return len(self.labels) <= WIDEST
-
-
-def confusion(rung: str, examples: Sequence[Example], said: Mapping[str, Prediction]) -> Confusion:
-    """Count gold against answer over the rows with one class each; empty where there are none."""
-    rows = [row for row in examples if isinstance(row.label, str) and row.id in said]
-    if not rows:
-        return Confusion(rung, (), {}, (), 0)
-    told = [said[row.id] for row in rows]
-    given = [*(row.label for row in rows), *(item.label for item in told)]
-    labels = sorted({label for label in given if isinstance(label, str)})
-    table, answers = scores.confusion(rows, told, labels), [*labels, NO_ANSWER]
-    counts = {
-        (gold, answer): count
-        for gold, line in zip(labels, table, strict=True)
-        for answer, count in zip(answers, line, strict=True)
-        if count
-    }
-    golds = Counter(row.label for row in rows)
-    wrong = sorted(
-        ((gold, answer, count, golds[gold]) for (gold, answer), count in counts.items() if gold != answer),
-        key=lambda pair: (-pair[2], pair[3], pair[:2]),
-    )
-    used = [answer for answer in answers if answer in golds or any(answer == column for _, column in counts)]
-    return Confusion(rung, tuple(used), counts, tuple(wrong[:15]), max(0, len(wrong) - 15))
-
-
-@dataclass(frozen=True)
-class Row:
-    """One test row in a list: its text, the gold answer and what rungs answered."""
-
-    where: str
-    text: str
-    gold: str
-    answers: tuple[str, ...]
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Listing:
-    """Rows worth reading, the first of `total`; `columns` are the rungs whose answers stand in each row."""
-
-    anchor: str
-    title: str
-    told: str
-    columns: tuple[str, ...]
-    rows: tuple[Row, ...]
-    total: int
-
-
-def listings(
-    report: Report, ran: Sequence[RungResult], shown: str, examples: Sequence[Example], said: Said
-) -> list[Listing]:
-    """What tuning fixed and broke (best tuned rung against the best that is not), and what is still wrong."""
-    told = [rung for rung in ran if rung.rung in said]
-    tuned = kinds.names("adapters")
-    prompted = [rung for rung in told if rung.rung not in tuned and rung.rung != BASELINE]
-    trained = [rung for rung in told if rung.rung in tuned]
-    found = []
-    if prompted and trained:
-        found += _changed(report, best(prompted).rung, best(trained).rung, examples, said)
-    if shown in said:
-        found += _wrong(report, shown, examples, said)
-    return found
-
-
-def _changed(report: Report, a: str, b: str, examples: Sequence[Example], said: Said) -> list[Listing]:
-    both = [row for row in examples if row.id in said[a] and row.id in said[b]]
-    gains = [(_gain(report.goal.get("task", ""), row, said[a][row.id], said[b][row.id]), row) for row in both]
-    if not any(gain is not None for gain, _ in gains):
-        return []
-    numeric = any(isinstance(row.label, (int, float)) for row in both)
-    if numeric:
-        lists = (("Rows brought closer", "is closer than", 1), ("Rows moved away", "is further off than", -1))
-    else:
-        lists = (("Rows fixed by tuning", "is right, not", 1), ("Rows broken by tuning", "is wrong, not", -1))
-    made = []
-    for title, verb, sign in lists:
-        rows = sorted(
-            ((gain * sign, row) for gain, row in gains if gain and gain * sign > 0), key=lambda pair: -pair[0]
-        )
-        shown = tuple(_row(row, (a, b), said) for _, row in rows[:SHOWN])
-        how = ", word for word" if all(row.label is None for row in both) else ""
-        told = f"{b} {verb} {a}{how}: {len(rows):,} of {len(both):,} rows."
-        made.append(Listing("fixed" if sign > 0 else "broken", title, told, (a, b), shown, len(rows)))
-    return made
-
-
-def _gain(task: str, example: Example, before: Prediction, after: Prediction) -> float | None:
-    """How much better the second answer is: 1, 0 or -1 where there is right and wrong, else the fall in error."""
-    if isinstance(example.label, (int, float)):
-        errors = [abs(item.number - example.label) if item.number is not None else math.inf for item in (before, after)]
-        return 0.0 if errors[0] == errors[1] else errors[0] - errors[1]
-    was, now = right(task, example, before), right(task, example, after)
-    return None if was is None or now is None else float(now) - float(was)
-
-
-def _wrong(report: Report, rung: str, examples: Sequence[Example], said: Said) -> list[Listing]:
-    told = [row for row in examples if row.id in said[rung]]
-    if told and isinstance(told[0].label, (int, float)):
-        ranked = sorted(told, key=lambda row: -_error(row, said[rung][row.id]))
-        rows, title, words = ranked, "Rows furthest off", f"{rung}, all {len(told):,} rows by their error."
-    else:
-        judged = [(right(report.goal.get("task", ""), row, said[rung][row.id]), row) for row in told]
-        if not any(fine is not None for fine, _ in judged):
-            return []
-        rows = sorted((row for fine, row in judged if fine is False), key=lambda row: -_sure(said[rung][row.id]))
-        title = "Rows still wrong"
-        words = f"{rung} is wrong on {len(rows):,} of {len(told):,} rows"
-        sure = any(said[rung][row.id].probabilities for row in rows)
-        words += "; the surest answers come first." if sure else "."
-    shown = tuple(_row(row, (rung,), said) for row in rows[:SHOWN])
-    return [Listing("wrong", title, words, (rung,), shown, len(rows))]
-
-
-def _error(example: Example, prediction: Prediction) -> float:
-    if prediction.number is None or not isinstance(example.label, (int, float)):
-        return math.inf
-    return abs(prediction.number - example.label)
-
-
-def _sure(prediction: Prediction) -> float:
-    return max((prediction.probabilities or {}).values(), default=0.0)
-
-
-def _row(example: Example, rungs: Sequence[str], said: Said) -> Row:
-    gold = plain.setting(example.label) if isinstance(example.label, float) else _label(example.label)
-    every = {_answer(items[example.id], sure=False) for items in said.values() if example.id in items}
-    alike = len(every) == 1 and len(said) > 1 and gold not in every and isinstance(example.label, str)
-    return Row(
-        str(example.where),
-        _asked(example),
-        example.answer if example.label is None else gold,
-        tuple(_answer(said[rung][example.id]) for rung in rungs),
-        f"all {len(said)} rungs answer this: is the gold label right?" if alike else "",
-    )
-
-
-def _asked(example: Example) -> str:
-    turns = example.prompt
-    if len(turns) == 1:
-        return turns[0].content
-    told = "\n".join(f"{turn.role}: {turn.content}" for turn in turns) or example.text
-    return told if example.pair is None else f"{told}\n\n{example.pair}"
-
-
-def _answer(prediction: Prediction, sure: bool = True) -> str:
-    if prediction.problem:
-        return f"{NO_ANSWER}: {prediction.problem}"
-    if prediction.number is not None:
-        return plain.number(prediction.number)
-    if prediction.label is None:
-        return prediction.text or NO_ANSWER
-    told = _label(prediction.label)
-    return f"{told} ({_sure(prediction):.2f})" if sure and prediction.probabilities else told
 
 
 def _scatters(shown: str, examples: Sequence[Example], said: Said) -> list[tuple[str, int, Markup]]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import burnish
 from burnish import store
 from burnish.errors import Interrupted
 from burnish.records import Comparison, Event, Outcome, Report, RungResult, Score, Verdict
@@ -142,6 +143,21 @@ def evaluate(target: str, *, data: str = "", set: Sequence[str] = (), say: Say |
     return report()
 
 
+def compare(a: str, b: str, *, data: str = "", say: Say | None = None) -> dict[str, Any]:
+    """Compare."""
+    found = Comparison("x/zero-shot", "y/lora", 0.4, 0.3, 0.5, 0.00001, 0.0002, 172, "mcnemar", 31, 4)
+    row = {"text": HOSTILE, "gold": "good", "near": [HOSTILE]}
+    listing = {"title": "Rows fixed", "told": "31 of 172 rows.", "rows": [row]}
+    change = {"fixed": listing, "broken": {**listing, "rows": []}, "still": 7}
+    told = {"sentence": "y/lora is better than x/zero-shot.", "scores": [score(0.5).to_json()], "change": change}
+    return {**told, "comparison": found.to_json(), "openings": 2}
+
+
+def advise(task: str, *, set: Sequence[str] = (), changing: str = "", say: Say | None = None) -> dict[str, Any]:
+    """Advise."""
+    return {"first": "LoRA", "points": [{"advice": "LoRA", "sentence": "800 rows.", "because": {"rows": 800}}]}
+
+
 def predict(artifact: str, data: str, *, out: str, say: Say | None = None) -> dict[str, Any]:
     """Predict."""
     return {"rows": 172, "done_before": 100, "out": out, "seconds": 2.0, "problems": 3}
@@ -166,7 +182,7 @@ def demo(*, fast: bool = False, say: Say | None = None) -> Report:
 
 VERBS = {
     name: globals()[name]
-    for name in ("init", "check", "plan", "climb", "train", "launch", "evaluate", "predict", "chat", "runs", "demo")
+    for name in burnish.VERBS
 }
 
 

@@ -1,0 +1,70 @@
+"""Two artifacts on the same rows, whatever made them: is one better by more than luck, and which rows tell?
+
+In: rows and what two artifacts said about them.  Out: a Side by side with the paired test and the rows that changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from burnish.errors import DataError
+from burnish.evaluate import scores, verdict
+from burnish.evaluate.listings import Change, changes, nearest_to
+from burnish.records import Comparison, Example, Prediction, Score
+
+
+@dataclass(frozen=True)
+class Sides:
+    """How two artifacts compare.  change: rows fixed, broken and still wrong; None where nothing is right or wrong."""
+
+    a: str
+    b: str
+    scores: tuple[Score, Score]
+    comparison: Comparison
+    detectable: float
+    sentence: str
+    change: Change | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def compared(
+    names: tuple[str, str],
+    task: str,
+    metric: str,
+    rows: Sequence[Example],
+    said: tuple[Sequence[Prediction], Sequence[Prediction]],
+    labels: Sequence[str],
+    train: Sequence[Example] = (),
+    confidence: float = 0.95,
+    resamples: int = 2000,
+) -> Sides:
+    """`names[1]` against `names[0]` on the same rows, by one paired test.
+
+    train: rows among which the nearest to each changed row are shown.
+    """
+    a, b = names
+    if a == b:
+        raise DataError("The two sides have the same name", a, "name two artifacts")
+    first, second = (scores.score(metric, rows, own, labels, confidence, resamples) for own in said)
+    found = scores.compare(a, b, metric, rows, said[0], said[1], labels, confidence, resamples)
+    by_id = {name: {item.id: item for item in own} for name, own in zip(names, said, strict=True)}
+    change = next(iter(changes(task, [(a, b)], rows, by_id, nearest_to(train))), None)
+    least = verdict.detectable(found, confidence)
+    return Sides(a, b, (first, second), found, least, _sentence(found, first, second, least, confidence), change)
+
+
+def _sentence(found: Comparison, first: Score, second: Score, least: float, confidence: float) -> str:
+    """Who is better, by how much, how sure; where nobody is, what these rows could have shown."""
+    values = f"{second.metric} {second.value:.3g} against {first.value:.3g} on {found.n:,} rows"
+    around = f"{found.low:+.3g} to {found.high:+.3g}, p = {found.p:.2g}"
+    if found.p < 1 - confidence:
+        better, other = (found.b, found.a) if (found.difference > 0) is second.higher else (found.a, found.b)
+        return f"{better} is better than {other}: {values}, difference {found.difference:+.3g} ({around})."
+    return (
+        f"{found.b} and {found.a} cannot be told apart: {values}, difference {found.difference:+.3g} ({around}); "
+        f"a difference under {least:.2g} cannot be told from luck here."
+    )
