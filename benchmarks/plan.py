@@ -33,7 +33,7 @@ import numpy as np
 ROOT = Path(__file__).parent.parent
 LENGTHS = {"short": 50, "medium": 150, "long": 400}  # median tokens of a row; log-normal, at most 1,000
 SPREAD = 0.6  # deviation of their logarithm
-ROWS, STEPS, WARM = 96, 10, 3  # rows trained on, steps, and steps not timed
+ROWS, STEPS, WARM = 96, 8, 2  # rows trained on, steps, and steps not timed
 WITHIN = {"memory": 0.1, "seconds": 0.2}
 LLAMA = {  # hidden, layers, heads, key-value heads, feed-forward, vocabulary
     "llama-1m": (128, 4, 4, 4, 344, 2048),
@@ -314,7 +314,7 @@ def table(found: list[dict[str, Any]], as_json: bool) -> int:
 
 
 MEMORY = ("kept", "scratch", "logits", "loading", "update", "process", "kernel")
-TIME = ("arithmetic", "stream", "attention", "calls", "passes", "step", "compiling")
+TIME = ("arithmetic", "stream", "attention", "words", "calls", "passes", "step", "compiling")
 
 
 def fit(found: list[dict[str, Any]]) -> int:

@@ -27,7 +27,7 @@ WORTH = 0.1  # a larger micro-batch is taken while calls cost more than this sha
 STATES = {"adamw": 8.0, "adam": 8.0, "sgd": 4.0, "adamw-8bit": 2.0, "adafactor": 0.1}  # bytes for a trained number
 NF4 = 0.516  # bytes of a weight in 4 bits, constants included (Dettmers et al. 2023, QLoRA, section 3)
 CHUNK = 1 << 23  # logits held at once, as models/fused.py cuts them
-KERNELS = 1024  # that oneDNN keeps
+KERNELS = 1600  # that are kept at most: 2,600 shapes took 1.1 GB (docs/log.md)
 KEPT_CHECKPOINTS = 3  # two kept, and the one being written
 
 
@@ -44,7 +44,8 @@ class Fit:
     arithmetic: seconds of a matrix product in a run over the same product measured alone.
     stream: how often each number between two layers passes through memory, forward; backward counts twice.
     attention: seconds of an attention product over a square one's of as many multiplications.
-    calls: small operations for each layer call.  passes: over a trained number in an optimizer step.
+    words: how often each logit passes through memory.  calls: small operations for each layer call.
+    passes: over a trained number in an optimizer step.
     step: seconds of a step that belong to no batch.
     kernel, compiling: bytes and seconds of a bfloat16 product of a new shape on the CPU, for which oneDNN compiles and
     keeps a kernel.
@@ -61,6 +62,7 @@ class Fit:
     arithmetic: float = 1.1
     stream: float = 2.0
     attention: float = 3.0
+    words: float = 6.0
     calls: float = 8.0
     passes: float = 16.0
     step: float = 0.002
@@ -400,6 +402,8 @@ def _pass(work: Work, load: Load, backward: bool, recompute: bool, machine: Mach
             told += fit.arithmetic * tokens * (own + low) / into
         if backward:
             told += fit.arithmetic * tokens * (own * item.trained + low) / onto
+        if item.at == "supervised":
+            told += fit.words * 4.0 * tokens * item.outputs / machine.stream
     for side, tokens, pairs in (
         (shape.ids, load.ids, load.pairs + load.cross_pairs),
         (shape.source, load.source, load.source_pairs),
