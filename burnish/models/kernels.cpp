@@ -197,6 +197,43 @@ static void cross_entropy(T *logits, const int64_t *targets, const float *weight
     }
 }
 
+// 4-bit codes, two to a byte and the first in the upper half, become levels[code] * scale of their block.
+typedef uint8_t Codes __attribute__((vector_size(16)));
+template <typename T> struct Wide;  // sixteen values in one register, looked up there
+template <> struct Wide<float> {
+    typedef float Values __attribute__((vector_size(64)));
+    typedef int32_t Places __attribute__((vector_size(64)));
+};
+template <> struct Wide<bf16> {
+    typedef uint16_t Values __attribute__((vector_size(32)));
+    typedef uint16_t Places __attribute__((vector_size(32)));
+};
+
+template <typename T>
+static void dequantize(T *out, const uint8_t *codes, const float *scales, const float *levels, long blocks,
+                       long block) {
+#pragma omp parallel for schedule(static) if (blocks * block > 32768)
+    for (long b = 0; b < blocks; b++) {
+        T made[16];
+#pragma omp simd
+        for (int i = 0; i < 16; i++) put(made[i], levels[i] * scales[b]);
+        typename Wide<T>::Values table;
+        std::memcpy(&table, made, sizeof table);
+        for (long i = b * block; i < (b + 1) * block; i += 16) {
+            uint16_t pairs[8];
+            for (int j = 0; j < 8; j++) pairs[j] = codes[i / 2 + j] >> 4 | (codes[i / 2 + j] & 15) << 8;
+            Codes at;
+            std::memcpy(&at, pairs, sizeof at);
+#ifdef __clang__  // has no shuffle by places that are not constants
+            for (int j = 0; j < 16; j++) out[i + j] = made[at[j]];
+#else
+            auto values = __builtin_shuffle(table, __builtin_convertvector(at, typename Wide<T>::Places));
+            std::memcpy(out + i, &values, sizeof values);
+#endif
+        }
+    }
+}
+
 #define BOTH(name, parameters, arguments)                                                                              \
     extern "C" void name##_f32 parameters(float) { name<float> arguments; }                                            \
     extern "C" void name##_bf16 parameters(bf16) { name<bf16> arguments; }
@@ -220,3 +257,5 @@ BOTH(turn, TURN, (x, cos, sin, out, tokens, heads, depth, sign))
 #define CROSS_ENTROPY(T) (T *logits, const int64_t *targets, const float *weights, float *losses, long rows,           \
                           long size, float smoothing, long wanted)
 BOTH(cross_entropy, CROSS_ENTROPY, (logits, targets, weights, losses, rows, size, smoothing, wanted))
+#define DEQUANTIZE(T) (T *out, const uint8_t *codes, const float *scales, const float *levels, long blocks, long block)
+BOTH(dequantize, DEQUANTIZE, (out, codes, scales, levels, blocks, block))

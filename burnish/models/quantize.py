@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
+from burnish.models import kernels
+
 BLOCK = 64  # weights that share a scale
 GROUP = 256  # scales that share a step
 BITS = 4 + 8 / BLOCK + 32 / (BLOCK * GROUP)  # a weight, all told: 4.127
@@ -74,8 +76,8 @@ def quantize(weight: Tensor, block: int = BLOCK) -> Packed:
 def dequantize(packed: Packed, dtype: torch.dtype = torch.float32) -> Tensor:
     """The tensor again: computed in float32, rounded to `dtype` once.
 
-    Two bytes are looked up at once in a table of all their four values, and indexing one-dimensionally by 16-byte
-    entries is the fastest look-up torch has on a CPU: 3 billion weights a second and core (docs/log.md).
+    Where the kernels cannot work, two bytes are looked up at once in a table of all their four values, and indexing
+    one-dimensionally by 16-byte entries is the fastest look-up torch has on a CPU (docs/log.md).
     """
     block, blocks, device = packed.block, len(packed.scales), packed.codes.device
     scales = _dynamic(device).index_select(0, packed.scales.int())
@@ -83,8 +85,11 @@ def dequantize(packed: Packed, dtype: torch.dtype = torch.float32) -> Tensor:
     codes = packed.codes
     if missing := blocks * block // 2 - len(codes):
         codes = nn.functional.pad(codes, (0, missing))
-    codes = codes.view(torch.uint16)
     out = torch.empty(blocks, block, dtype=dtype, device=device)
+    if block % 16 == 0 and kernels.fits(out):
+        kernels.call("dequantize", out, codes, scales, _levels(device), blocks, block)
+        return out.view(-1)[: math.prod(packed.shape)].view(packed.shape)
+    codes = codes.view(torch.uint16)
     rows = max(CHUNK // block, 1)
     for start in range(0, blocks, rows):
         fours = codes[start * block // 4 : (start + rows) * block // 4].int()

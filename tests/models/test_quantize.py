@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from burnish.models import quantize
+from burnish.models import kernels, quantize
 from burnish.models.quantize import NF4, Linear4, Packed
 
 
@@ -70,7 +70,16 @@ def test_zero_stays_zero_and_signs_stay(shape, seed):
     assert (made * weight >= 0).all()
 
 
+def test_the_kernel_and_the_table_make_the_same(monkeypatch):
+    packed = {block: quantize.quantize(normal(37, 53), block) for block in (4, 16, 64, 4096)}
+    told = [[quantize.dequantize(item, kind) for item in packed.values()] for kind in (torch.float32, torch.bfloat16)]
+    monkeypatch.setattr(kernels, "fits", lambda *_: False)
+    again = [[quantize.dequantize(item, kind) for item in packed.values()] for kind in (torch.float32, torch.bfloat16)]
+    assert all(torch.equal(a, b) for x, y in zip(told, again, strict=True) for a, b in zip(x, y, strict=True))
+
+
 def test_a_large_tensor_is_cut_without_a_seam(monkeypatch):
+    monkeypatch.setattr(kernels, "fits", lambda *_: False)
     weight = normal(40, 1000)
     whole = quantize.quantize(weight)
     made = quantize.dequantize(whole)
