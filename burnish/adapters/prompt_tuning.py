@@ -2,7 +2,7 @@
 
 Source: Lester et al. 2021, The Power of Scale for Parameter-Efficient Prompt Tuning.  Files are PEFT's PROMPT_TUNING.
 Virtual tokens are ids above every vocabulary, which the token contract writes before each row and the embedding turns
-into the vectors; so packing, caches and scoring treat them as the tokens they are (docs/decisions/0013).
+into the vectors; so packing, caches and scoring treat them as the tokens they are (docs/decisions/0014).
 """
 
 from __future__ import annotations
