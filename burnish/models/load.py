@@ -24,8 +24,9 @@ def load(
     device: str = "cpu",
     files: Path | None = None,
     quantised: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> Model:
-    """A Model with float32 weights; everything its files lack is the new head, drawn from `seed`.
+    """A Model with weights in `dtype`; everything its files lack is the new head, drawn from `seed`.
 
     files: read the weights here instead (an artifact's), where nothing may be missing.
     quantised: linear layers become NF4 as they are read; memory peaks near the quantised size.
@@ -50,7 +51,7 @@ def load(
         missing = shards.fill(hf, weights, language, heads) if quantised else None
         if missing is None:
             torch.manual_seed(seed)
-            hf, missing = _whole(auto, config, weights)
+            hf, missing = _whole(auto, config, weights, dtype)
             if quantised:
                 shards.compress(hf, shards.linears(hf, language, missing | heads))
     except ModelError:
@@ -120,14 +121,14 @@ def _configured(base: Base, head: Head, folder: Path) -> Any:
     return config
 
 
-def _whole(auto: Any, config: Any, folder: Path | None) -> tuple[Any, frozenset[str]]:
+def _whole(auto: Any, config: Any, folder: Path | None, dtype: torch.dtype) -> tuple[Any, frozenset[str]]:
     """A transformers model with its folder's weights (None: random ones), and the names of those that it lacks."""
     if folder is None:
-        return auto.from_config(config, dtype=torch.float32), frozenset()
+        return auto.from_config(config, dtype=dtype), frozenset()
     hf, info = auto.from_pretrained(
         str(folder),
         config=config,
-        dtype=torch.float32,
+        dtype=dtype,
         use_safetensors=True,
         trust_remote_code=False,
         local_files_only=True,
