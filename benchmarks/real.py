@@ -29,7 +29,6 @@ CASES: dict[str, dict[str, Any]] = {
             "files": ["data/sentiment-sst2/train.txt"],
             "test_files": ["data/sentiment-sst2/dev.txt"],
             "instruction": "Is this review negative or positive?",
-            "limit": 4000,
         },
         "base": "burnish-tiny",
         "few-shot": {"shots": [4], "orders": 2},
@@ -40,7 +39,7 @@ CASES: dict[str, dict[str, Any]] = {
         "data": {
             "files": ["data/sentiment-sst2/train.txt"],
             "test_files": ["data/sentiment-sst2/dev.txt"],
-            "limit": 1200,
+            "limit": 4000,
             "too_long": "cut-prompt",
         },
         "base": "models/stories3m-bitnet",
@@ -141,6 +140,7 @@ def soluble(shared: Path, folder: Path) -> None:
 
 EXPECTED: dict[str, Callable[[Report], bool]] = {
     "sst2": lambda report: better(report, "few-shot", "lora"),
+    "sst2-bitnet": lambda report: better(report, "few-shot", "lora"),
     "tales": lambda report: better(report, "zero-shot", "lora") and better(report, "zero-shot", "full"),
     "tales-stories3m": lambda report: better(report, "zero-shot", "lora"),
     "solubility": lambda report: better(report, "baseline", "full"),
