@@ -336,7 +336,7 @@ def begin(shard: bool = False) -> Iterator[Ranks]:
 
 
 def fits(model: Model, device: torch.device, local: int) -> bool:
-    """Whether weights, gradients, moments and the best weights leave room on a device, or a machine of `local` ranks."""
+    """Whether weights, gradients, moments and the best weights leave room on a device, or a machine of `local`."""
     trained = sum(value.numel() for value in model.trainable().values())
     stored = sum(value.numel() * value.element_size() for value in (*model.parameters(), *model.buffers()))
     room = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else memory.free() // local + stored

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from burnish.errors import MissingExtra
+from burnish.errors import MissingExtra, TaskError
 from burnish.task import Train
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -143,8 +143,12 @@ def build(parameters: Mapping[str, nn.Parameter], settings: Train) -> torch.opti
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
     first, second = settings.betas
+    cut = any(hasattr(value, "full_tensor") for value in parameters.values())  # over devices, see distributed.py
+    if cut and settings.optimizer in ("adafactor", "adamw-8bit"):
+        what = f"{settings.optimizer} cannot train a model that is cut over devices"
+        raise TaskError(what, "train.optimizer", "use adamw, whose state is cut too, or train without --shard")
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=1.0, momentum=first, fused=True)
+        return torch.optim.SGD(groups, lr=1.0, momentum=first, fused=not cut)
     if settings.optimizer == "adafactor":
         return torch.optim.Adafactor(groups, lr=1.0, eps=(None, 1.0))
     if settings.optimizer == "adamw-8bit":

@@ -62,10 +62,16 @@ def test_two_ranks_do_what_one_does(
     shutil.copytree(one / "half", folder / "from-one")
     two([sys.executable, str(HERE / "together.py"), mode, size, str(folder)], folder)
     expected, seen = (json.loads((path / "seen.json").read_text()) for path in (one, folder))
-    for name, told in expected.items():
+    refused = seen.pop("refused", "")
+    assert ("adafactor" in refused) == (mode == "shard")
+    for name in seen.keys() & expected.keys():
+        told, exact = expected[name], PRODUCT if "bf16" not in name else 1e-2
         for number in ("loss", "valid_loss", "grad_norm"):
-            assert seen[name][number] == pytest.approx(told[number], abs=PRODUCT, rel=PRODUCT), (name, number)
+            assert seen[name][number] == pytest.approx(told[number], abs=exact, rel=exact), (name, number)
         assert seen[name]["tokens"] == told["tokens"], name
+    if mode == "plain":
+        assert "Out of memory" in seen["out of memory on one rank"]["warned"][0]
+    assert len(seen.keys() & expected.keys()) >= 8
     assert apart(seen["whole"]["weights"], expected["whole"]["weights"]) < 1e-5
 
     assert seen["from-one"]["first"] == "resumed"

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from dataclasses import replace
@@ -17,8 +18,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import tiny
 import torch
 
+from burnish.errors import TaskError
 from burnish.train import distributed, loop
-from burnish.train.distributed import Ranks
+from burnish.train.distributed import Ranks, Replicated
 
 EXACT = ("sft", "language", "answers", "llama")  # no biases: gradients that are 0 but for rounding move Adam's weights
 CASES = [
@@ -56,7 +58,20 @@ def told(run: loop.Run) -> dict[str, Any]:
     wanted = {"loss": "step", "grad_norm": "step", "tokens": "step", "valid_loss": "validated"}
     seen = {name: [event.numbers[name] for event in events if event.kind == kind] for name, kind in wanted.items()}
     own = run.model.trainable().items() if run.ranks.main else ()
+    seen["warned"] = [event.numbers["text"] for event in events if event.kind == "warned"]
     return {**seen, "first": events[0].kind, "weights": {name: value.flatten().tolist() for name, value in own}}
+
+
+def forgetful(method: Any, here: bool) -> Any:
+    """The method, whose third loss is too much for this machine's memory, if it is this one's."""
+    calls = itertools.count(1)
+
+    def loss(outputs: Any, batch: Any, settings: Any) -> Any:
+        if here and torch.is_grad_enabled() and next(calls) == 3:
+            raise MemoryError("as if")
+        return method.loss(outputs, batch, settings)
+
+    return SimpleNamespace(weight=method.weight, loss=loss)
 
 
 def everything(folder: Path, ranks: Ranks, size: str) -> dict[str, Any]:
@@ -67,6 +82,19 @@ def everything(folder: Path, ranks: Ranks, size: str) -> dict[str, Any]:
         seen[name] = told(run(case, adapter, folder / name, ranks, steps))
     # two epochs of seven rows and one: the last step of each leaves a rank without rows
     seen["one row left"] = told(run(EXACT, "full", folder / "left", ranks, 4, batch_size=7))
+    seen["sgd"] = told(run(EXACT, "full", folder / "sgd", ranks, 4, optimizer="sgd"))
+    low = run(EXACT, "full", folder / "low", ranks, 4, precision="bf16")
+    low.recompute = True
+    seen["bf16, recomputing"] = told(low)
+    if isinstance(ranks, Replicated) and ranks.shard:
+        try:
+            told(run(EXACT, "full", folder / "adafactor", ranks, 4, optimizer="adafactor"))
+        except TaskError as problem:
+            seen["refused"] = problem.what
+    else:
+        short = run(EXACT, "full", folder / "short", ranks, 4)
+        short.method = forgetful(short.method, ranks.rank == ranks.size - 1)
+        seen["out of memory on one rank"] = told(short)
     if not (folder / "half").exists():  # a run that is stopped half way, for others to go on with
         events = loop.fit(run(EXACT, "full", folder / "half", ranks, steps, validation=False))
         while next(events).kind != "saved":
