@@ -4,15 +4,15 @@
 
 Layers of the 135M Llama shape (576 wide, 1536 inside, 9 heads over 3), random weights, rank 16 on every linear layer,
 one pack of `tokens` in documents of 128, bfloat16, the fused steps of training; a vocabulary of 512, so that the output
-layer, which is not quantised, does not hide the difference.  A round times one step (forward, backward) of each; the
-ratio is QLoRA's speed over LoRA's, per round, then its median.
+layer, which is not quantised, does not hide the difference.  A round times a step (forward, backward) of each; a ratio
+is QLoRA's speed over LoRA's, per round, and the median is what counts: by the clock, and by the processor seconds of
+this process, which other work on the machine does not stretch (with OMP_NUM_THREADS=1; waiting threads spend them too).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -50,11 +50,12 @@ def model(rung: str, folder: Path) -> Model:
     return made.train()
 
 
-def step(made: Model, batch: Batch) -> float:
+def step(made: Model, batch: Batch) -> np.ndarray:
+    """Seconds of one forward and backward pass: by the clock, and of the processor."""
     method = kinds.load("methods", "sft")
-    clock = time.perf_counter()
+    clocks = np.array([time.perf_counter(), time.process_time()])
     (method.loss(made(batch), batch, method.Settings()) / method.weight(batch)).backward()
-    seconds = time.perf_counter() - clock
+    seconds = np.array([time.perf_counter(), time.process_time()]) - clocks
     made.masters.clear()
     return seconds
 
@@ -79,21 +80,16 @@ def main() -> None:
         models = {rung: model(rung, folder) for rung in ("lora", "qlora")}
     for made in models.values():
         step(made, batch)
-    seconds: dict[str, list[float]] = {rung: [] for rung in models}
-    for _ in range(asked.rounds):
-        for rung, made in models.items():
-            seconds[rung].append(min(step(made, batch) for _ in range(2)))
-    ratios = [a / b for a, b in zip(seconds["lora"], seconds["qlora"], strict=True)]
-    result = {
-        "layers": asked.layers,
-        "tokens": asked.tokens,
-        "threads": torch.get_num_threads(),
-        "lora_ms_per_layer": round(1e3 * min(seconds["lora"]) / asked.layers, 2),
-        "qlora_ms_per_layer": round(1e3 * min(seconds["qlora"]) / asked.layers, 2),
-        "rounds": [round(ratio, 3) for ratio in ratios],
-        "ratio": round(statistics.median(ratios), 3),
-        "ratio_of_best": round(min(seconds["lora"]) / min(seconds["qlora"]), 3),
-    }
+    rounds = np.array([[step(made, batch) for made in models.values()] for _ in range(asked.rounds)])  # (R, 2, 2)
+    best = 1e3 * rounds.min(0) / asked.layers
+    ratios = rounds[:, 0] / rounds[:, 1]
+    result: dict[str, object] = {"layers": asked.layers, "tokens": asked.tokens, "threads": torch.get_num_threads()}
+    for i, name in enumerate(("clock", "processor")):
+        result |= {
+            f"{name}_ms_per_layer": dict(zip(models, best[:, i].round(2).tolist(), strict=True)),
+            f"{name}_rounds": ratios[:, i].round(3).tolist(),
+            f"{name}_ratio": round(float(np.median(ratios[:, i])), 3),
+        }
     print(json.dumps(result) if asked.json else "\n".join(f"{key:20} {value}" for key, value in result.items()))
 
 

@@ -75,7 +75,8 @@ class Artifact:
         adapter = kinds.load("adapters", self.adapter)
         if adapter.CARRIES_BASE:
             return load_model(self.base, self.head, files=self.folder).eval()
-        model = load_model(self.base, self.head)
+        quantised = getattr(adapter, "QUANTISED", False)
+        model = load_model(self.base, self.head, seed=int(self.facts.get("seed", 0)), quantised=quantised)
         try:
             adapter.load(model, self.folder)
         except (ValueError, KeyError, OSError) as problem:
