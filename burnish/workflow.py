@@ -366,7 +366,7 @@ def compare(a: str, b: str, *, data: str = "", say: Say | None = None) -> dict[s
 
 
 def advise(task: str, *, set: Sequence[str] = (), changing: str = "", say: Say | None = None) -> dict[str, Any]:
-    """Say whether to fine-tune at all, from cheap probes of the data and the base."""
+    """Say from cheap probes whether to fine-tune at all."""
     from typing import cast, get_args
 
     from burnish import task as tasks

@@ -24,7 +24,7 @@ from burnish.records import Event, Prediction
 from burnish.task import Evaluate
 
 Say = Callable[[str, Event], None]
-CHUNK = 64
+CHUNK = 128  # rows lost by a kill at most; what prompts have in common runs once for each
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 

@@ -21,7 +21,7 @@ CHOICES = (
     "prompt", "retrieval", "prompt tuning", "LoRA", "QLoRA", "full fine-tuning", "more data", "smaller base",
     "larger base", "do not fine-tune", "mend the data",
 )  # fmt: skip
-FEW_PER_LABEL = 8  # rows of a class below which a probe on 77 classes loses half of what 16 give (reference/docs log)
+FEW_PER_LABEL = 8  # rows of the rarest class; on Banking77 a linear probe gets .80 with 8, .84 with 16, .93 with all
 FEW = 50  # training rows below which a tuned model is a memory of them
 PLENTY = 5000  # training rows from which full fine-tuning has as a rule caught up with LoRA
 STEADY = 0.95  # share of answers in the wanted form from which form is no reason to tune

@@ -17,7 +17,7 @@ from burnish.models.model import Model
 from burnish.records import Example, Prediction
 from burnish.task import Evaluate
 
-CHUNK = 256
+CHUNK = 512  # a prompt's common beginning runs once for each
 
 
 def answerer(artifact: Artifact, settings: Evaluate, model: Model | None = None) -> Answerer:

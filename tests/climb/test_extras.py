@@ -71,6 +71,7 @@ class TestSearch:
         assert again.count("started") == 1
         assert len(rung(told).search) == 3
 
+    @pytest.mark.slow
     def test_beyond_the_grid_optuna_asks_the_same_again(self, desk):
         pytest.importorskip("optuna")
         task = desk.task(rungs=["lora"])
