@@ -82,11 +82,11 @@ class Run:
     def smaller(self) -> Event:
         """Halve the tokens run at once, down to one row, then keep no activations; raises TrainError after that."""
         state, batch = self.progress, self.at_work
-        if batch is not None and batch.rows > 1:
+        if batch is not None and batch.rows > 1 and state.micro_tokens != 1:
             size = batch.ids.numel() + (0 if batch.source is None else batch.source.numel())
-            state.micro_tokens = max(min(size, self.batches.micro_tokens) // 2, 1)
+            state.micro_tokens = max(min(size, state.micro_tokens or self.batches.micro_tokens) // 2, 1)
             told = f"{state.micro_tokens:,} tokens at once from here on"
-        elif not self.recompute and self.model.hf.supports_gradient_checkpointing:
+        elif not (self.recompute or state.recompute) and self.model.hf.supports_gradient_checkpointing:
             state.recompute = True
             told = "activations are made again in the backward pass from here on, not kept (slower)"
         else:

@@ -114,6 +114,14 @@ def test_one_row_that_does_not_fit_is_recomputed_and_then_named(tmp_path_factory
     assert checkpoint.newest(tmp_path / "b", run.identity).step == 2
 
 
+def test_batches_that_cannot_be_cut_end_in_an_error(tmp_path_factory, tmp_path):
+    run = tiny.run(*SFT, tmp_path_factory, tmp_path, **COMMON)
+    run.lean = lambda: None
+    holding(run, 20)
+    with pytest.raises(TrainError, match="Out of memory"):
+        list(loop.fit(run))
+
+
 def test_a_validation_that_does_not_fit_is_cut_finer(tmp_path_factory, tmp_path):
     whole = tiny.run(*SFT, tmp_path_factory, tmp_path / "whole", **COMMON)
     told = [event.numbers["valid_loss"] for event in loop.fit(whole) if event.kind == "validated"]
