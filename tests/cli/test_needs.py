@@ -1,0 +1,54 @@
+"""What a run will need, in words."""
+
+from __future__ import annotations
+
+import io
+
+import fake_workflow as fake
+
+from burnish.cli import needs, show
+from burnish.cli.progress import Progress
+from burnish.records import Event
+
+
+def told(*words: str, **asked: str) -> list[str]:
+    stream = io.StringIO()
+    show.VIEWS["plan"](show.Screen(stream), fake.plan(*words, **asked), asked)
+    return stream.getvalue().splitlines()
+
+
+def test_a_rung_that_fits_has_one_line_and_bounds_only_where_there_is_doubt() -> None:
+    row = next(line for line in told("t.yaml") if line.startswith("lora"))
+    assert "134,515,008" in row
+    assert "134,515,008 ±" not in row
+    assert "± 20%" in row
+    assert "3.0 GB ± 10%" in row
+
+
+def test_a_rung_that_does_not_fit_is_followed_by_what_would() -> None:
+    lines = told("t.yaml", rung="full")
+    remedies = [line for line in lines if line.strip().startswith("do ")]
+    assert "leaves out 7 of 300 training rows" in remedies[0]
+    assert remedies[0].endswith("--set data.max_length=512 --set data.too_long=drop")
+    assert remedies[1].endswith("--rung qlora")
+    assert any("activations made again" in line for line in lines)
+
+
+def test_without_a_task_the_largest_bases_are_named() -> None:
+    lines = told("")
+    assert any("lora" in line and "Llama 3.1 8B" in line and "8,030,261,248" in line for line in lines)
+    assert any("full" in line and "none" in line for line in lines)
+
+
+def test_the_first_line_of_a_run_tells_its_needs() -> None:
+    stream = io.StringIO()
+    counts = {f"tokens_{kind}": 9 for kind in ("trained", "masked", "cut")}
+    numbers = {"method": "sft", "trained": 5, "parameters": 7, "rows": 3, "tokens": counts, "steps": 2, "per_epoch": 1}
+    with Progress(show.Screen(stream)) as say:
+        say("lora", Event("started", 0, 0.0, numbers | {"needs": fake.needs("tight")}))
+    first = stream.getvalue().splitlines()[0]
+    assert first.endswith("3.0 GB ± 10% of 21 GB: tight · 80 MB on disk")
+
+
+def test_bytes_are_read_at_a_glance() -> None:
+    assert [needs.size(count) for count in (12e9, 1.25e9, 38e6)] == ["12 GB", "1.2 GB", "38 MB"]
