@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from burnish import kinds
 from burnish.evaluate.statistics import wilson
 from burnish.records import Example, Prediction, Report
 
@@ -342,6 +343,9 @@ def next_steps(report: Report) -> tuple[str, ...]:
         )
     if trained and not any(rung.seeds for rung in trained):
         told.append("One seed was trained: --seeds 3 says how much of a difference is the seed's luck.")
+    ran = {rung.rung for rung in report.rungs}
+    if others := [name for name in (*kinds.names("prompting"), *kinds.names("adapters")) if name not in ran]:
+        told.append(f"Not tried: {', '.join(others)}; name them under rungs: in the task to set them beside these.")
     if claim is not None and chosen is not None and chosen.trained == 0 and trained:
         told.append(
             f"Keep the prompt: {claim.b} against {claim.a} changes {claim.difference:+.3f} (p = {claim.p:.2g})."

@@ -19,6 +19,7 @@ TITLES = {
     "few-shot": "few-shot prompting",
     "prompt-tuning": "prompt tuning",
     "lora": "LoRA",
+    "qlora": "QLoRA",
     "partial": "tuning the last layers",
     "full": "full fine-tuning",
 }

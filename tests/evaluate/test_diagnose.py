@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from made_reports import classes, failing, few
 
 from burnish.evaluate.diagnose import (
     CHOICES,
@@ -11,6 +12,7 @@ from burnish.evaluate.diagnose import (
     agreement,
     conflicts,
     leaks,
+    next_steps,
     novelty,
     obedience,
 )
@@ -128,3 +130,16 @@ def test_obedience_looks_at_form_not_at_truth():
     )
     assert obedience([said('{"a": 2}'), said("a is 2"), said('{"a": 2')], ['{"a": 1}'] * 9) == pytest.approx(1 / 3)
     assert obedience([said("ok", finished=False)], ["x"]) == 0.0
+
+
+def test_what_to_do_next_follows_the_verdict():
+    met, none, open_ = (next_steps(made()[0]) for made in (classes, failing, few))
+    assert met[0].startswith("Use lora: burnish predict ")
+    assert none[0].startswith("Do not ship")
+    assert open_[0].startswith("Hold out more test rows: 12")
+    assert "Twice the data" in met[1]
+    assert any("--seeds 3" in item for item in met)
+    assert not any("--search" in item for item in met)
+    assert any(item.startswith("Not tried: ") for item in met)
+    again = next_steps(replace(classes()[0], readings=({}, {})))
+    assert "opened 2 times" in again[-1]

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_reports import KINDS, classes, climbed, few, numbers, share, tales
+from made_reports import KINDS, LEARNING, PRICES, classes, climbed, few, numbers, share, tales
 
 from burnish.evaluate import charts, plain
+from burnish.evaluate import cost as costs
 from burnish.evaluate import report as report_module
 from burnish.evaluate.confusion import confusion
 from burnish.evaluate.listings import changes, nearest_to, right, wrong
@@ -99,6 +100,12 @@ def harmless(page: str) -> Page:
     return read
 
 
+def poisoned_cost(text: str) -> dict[str, Any]:
+    said = [Prediction("a", "", prompt_tokens=3, completion_tokens=1, seconds=0.1)]
+    table = replace(PRICES, hosted={text: costs.Hosted(1.0, 1.0)})
+    return {"making": costs.making(1.0, 3, 3, table), "running": costs.running(said, 3, table)}
+
+
 def poisoned(text: str) -> tuple[Report, list[Example], dict[str, list[Prediction]]]:
     """A report in which every text a stranger can choose is `text`."""
     examples = [
@@ -119,7 +126,9 @@ def poisoned(text: str) -> tuple[Report, list[Example], dict[str, list[Predictio
         RungResult(rungs[0], (score,), settings={text: text, "nested": {text: [text, {text: text}]}}),
         RungResult(rungs[1], (score,), 3.0, 12, settings={"best_step": 1}, artifact=text,
                    curve=({"step": 1, "train_loss": 1.0}, {"step": 1, "valid_loss": 2.0, text: 1.0}),  # type: ignore[dict-item]
-                   samples=({"prompt": text, "text": text, "reference": text},)),
+                   samples=({"prompt": text, "text": text, "reference": text},), cost=poisoned_cost(text),
+                   search=({"learning_rate": text, text: [text], "value": 1.0},), prompt=text,
+                   seeds=({"seed": 0, "value": 0.5, "artifact": text},)),
         RungResult(f"rag {text}", skipped=text),
     )  # fmt: skip
     nested = {
@@ -135,7 +144,9 @@ def poisoned(text: str) -> tuple[Report, list[Example], dict[str, list[Predictio
         text, {"task": "classify", "metric": text, "target": 0.4}, {"name": text, "license": text}, results,
         (Comparison(rungs[0], rungs[1], 0.1, -0.1, 0.2, 0.3, 0.3, 9, text, 1, 2),),
         Verdict(rungs[1], "met", text, (text, text)), nested, ({"time": text, "verb": text, "run": text},),
-        {text: text, "seeds": {text: text}}, text, 3.0,
+        {text: text, "seeds": {text: text}, "prices": {**PRICES.to_json(), "currency": text, "source": text}},
+        text, 3.0,
+        learning={**LEARNING, "sentence": text, "metric": text, "rung": text}, advice=(text,),
     )  # fmt: skip
     return report, examples, said
 
