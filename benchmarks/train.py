@@ -29,7 +29,7 @@ SIZES = {  # Llama architectures with random weights
     "15m": {"hidden_size": 288, "num_hidden_layers": 6, "num_attention_heads": 6, "num_key_value_heads": 6},
 }
 INNER = {"135m": (1536, 49152), "15m": (768, 32000)}
-CASES = {
+CASES: dict[str, dict[str, Any]] = {
     "lora": {"size": "135m", "adapter": "lora"},
     "full": {"size": "135m", "adapter": "full"},
     "lora-15m": {"size": "15m", "adapter": "lora"},
@@ -92,7 +92,7 @@ def ours(model: Path, case: dict[str, Any], steps: int) -> dict[str, Any]:
     import torch
 
     from burnish import kinds
-    from burnish.models import base, fused, load
+    from burnish.models import base, load, quicken
     from burnish.task import Train
     from burnish.tokens.batch import Batches
     from burnish.tokens.encode import Tokens
@@ -108,7 +108,7 @@ def ours(model: Path, case: dict[str, Any], steps: int) -> dict[str, Any]:
     made = load.load(found, head, **({} if adapter.CARRIES_BASE else {"dtype": precision}))
     own = {item.name: item.default for item in kinds.settings("adapters", case["adapter"])}
     adapter.attach(made, own | ({"rank": 16, "alpha": 32.0} if case["adapter"] == "lora" else {}), 0.0, 0)
-    fused.install(made.hf)
+    quicken.install(made.hf)
     told = []
     for i, (ids, prompt) in enumerate(rows(found.vocabulary)):
         weights = np.ones(len(ids), np.float32)
@@ -162,7 +162,7 @@ def trainer(model: Path, case: dict[str, Any], steps: int, engine: str) -> dict[
     datasets.disable_progress_bars()
     tokenizer = AutoTokenizer.from_pretrained(model)
     classify, memory = case.get("task") == "classify", bool(case.get("memory"))
-    told = {"input_ids": [], "labels": []}
+    told: dict[str, list[Any]] = {"input_ids": [], "labels": []}
     for i, (ids, prompt) in enumerate(rows(tokenizer.vocab_size)):
         told["input_ids"].append(ids)
         told["labels"].append(i % 4 if classify else [-100] * prompt + ids[prompt:])
@@ -228,7 +228,7 @@ def trainer(model: Path, case: dict[str, Any], steps: int, engine: str) -> dict[
         )
         made = counted(Trainer)(hf, args, train_dataset=data, data_collator=collate, callbacks=[Clock()])
     else:
-        from trl import SFTConfig, SFTTrainer
+        from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]
 
         if engine == "trl-plugged":
             plug(hf)
@@ -248,16 +248,16 @@ def trainer(model: Path, case: dict[str, Any], steps: int, engine: str) -> dict[
             callbacks=[Clock()],
         )
     if engine == "trl-plugged":
-        from burnish.models import fused
+        from burnish.models import quicken
 
-        fused.install(made.model)
+        quicken.install(made.model)
     made.train()
     return {"tokens": sum(seen[marks[0] : marks[-1]]), "seconds": clock[-1] - clock[0], "worked": work[-1] - work[0]}
 
 
 def plug(hf: Any) -> None:
     """Burnish's packed attention in somebody else's trainer: documents begin where positions do."""
-    from burnish.models import attention
+    from burnish.models import attention, layout
 
     seat = attention.Seat()
     attention.install(hf, seat)
@@ -267,7 +267,7 @@ def plug(hf: Any) -> None:
         seat.layout = None
         if places is not None and len(places) == 1:
             ends = [*(places[0] == 0).nonzero()[:, 0].tolist(), places.shape[1]]
-            seat.layout = attention.Layout(attention.Spans(ends, ends, places.device))
+            seat.layout = layout.Layout(layout.Spans(ends, ends, places.device))
             named = {**named, "attention_mask": None}
         return told, named
 

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from burnish.models import attention
-from burnish.models.attention import Layout, Seat, Spans
+from burnish.models.attention import Seat
 from burnish.models.base import Base, Head
+from burnish.models.layout import Layout, Spans
 from burnish.tokens.batch import Batch, join
 from burnish.tokens.encode import Tokens
 

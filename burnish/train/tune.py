@@ -13,15 +13,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
-
 from burnish import artifact as artifacts
 from burnish import kinds, store
 from burnish.artifact import Artifact
 from burnish.data.prepare import iterate
 from burnish.data.validate import BadRows
 from burnish.errors import DataError, TrainError
-from burnish.models import fused, load
+from burnish.models import load, quicken
 from burnish.models.base import Base, Head
 from burnish.records import Event, Problem
 from burnish.task import Task
@@ -123,11 +121,12 @@ def needs(job: Job, prepared: Prepared) -> Estimate:
             prepared.batches,
             prepared.validation,
             job.contract.too_long == "split",
+            job.ranks.device,
             describe.quantised(rung),
         )
 
     own = work(job.rung)
-    machine = calibrate.machine(own.shape, own.element, torch.device(own.device))
+    machine = calibrate.machine(own.shape, own.element, job.ranks.device)
     told = estimate.estimate(own, machine)
     if told.verdict == "fits" or job.base.random:
         return told
@@ -148,7 +147,7 @@ def _tune(job: Job) -> Iterator[Event]:
     quantised = getattr(adapter, "QUANTISED", False)
     model = load.load(job.base, job.head, dropout=own, seed=settings.seed, quantised=quantised)
     adapter.attach(model, job.task.rung_settings.get(job.rung, {}), settings.dropout or 0.0, settings.seed)
-    fused.install(model.hf)
+    quicken.install(model.hf)
     micro_tokens = begun.get("micro_tokens") or needed.micro_tokens
     recompute = begun.get("recompute", needed.recompute)
     precision, micro_tokens, recompute = job.ranks.tell([precision, micro_tokens, recompute])

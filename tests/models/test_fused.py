@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from burnish.models import attention, fused, kernels
-from burnish.models.attention import Spans
+from burnish.models import attention, fused, kernels, quicken
+from burnish.models.layout import Spans
 from burnish.tokens.batch import join
 
 WAYS = pytest.mark.parametrize("compiled", [True, False], ids=["kernels", "pytorch"])
@@ -58,7 +58,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("shape", [(1, 3), (3, 7), (2, 5, 64), (70, 576)])
 def test_rms_norm(shape: tuple[int, ...], dtype: torch.dtype, way: bool) -> None:
     both(
-        lambda x, w: fused._Norm.apply(x, w, 1e-5),
+        lambda x, w: fused.Norm.apply(x, w, 1e-5),
         lambda x, w: nn.functional.rms_norm(x, (shape[-1],), w, 1e-5),
         dtype,
         draw(*shape),
@@ -69,7 +69,7 @@ def test_rms_norm(shape: tuple[int, ...], dtype: torch.dtype, way: bool) -> None
 @WAYS
 @DTYPES
 def test_gated(dtype: torch.dtype, way: bool) -> None:
-    both(fused._Gated.apply, lambda a, b: nn.functional.silu(a) * b, dtype, 5 * draw(33, 65), draw(33, 65, seed=3))
+    both(fused.Gated.apply, lambda a, b: nn.functional.silu(a) * b, dtype, 5 * draw(33, 65), draw(33, 65, seed=3))
 
 
 @WAYS
@@ -82,7 +82,7 @@ def test_turned(dtype: torch.dtype, way: bool) -> None:
         half = torch.cat((-x[..., 8:], x[..., :8]), -1)
         return x * cos[:, None].double() + half * sin[:, None].double()
 
-    both(lambda x: fused._Turned.apply(x, cos, sin), plain, dtype, draw(11, 3, 16))
+    both(lambda x: fused.Turned.apply(x, cos, sin), plain, dtype, draw(11, 3, 16))
 
 
 @WAYS
@@ -180,7 +180,7 @@ def test_a_llama_trains_by_the_fused_steps(kind: str, tmp_path_factory: Any) -> 
     """Loss and gradients equal those of the plain modules to float32 rounding, and all its modules are taken."""
     rows = join(tiny.rows(kind, "answers", tmp_path_factory))
     plain, quick = (tiny.model(kind, "language", tmp_path_factory) for _ in "ab")
-    done = fused.install(quick.hf)
+    done = quicken.install(quick.hf)
     layers = quick.hf.config.num_hidden_layers
     assert done == {"norm": 2 * layers + 1, "gated": layers, "attention": layers}
     theirs, mine = (tiny.gradient(model, "sft", [rows]) for model in (plain, quick))
@@ -196,4 +196,4 @@ def test_what_computes_otherwise_is_left_alone() -> None:
     norm = GemmaRMSNorm(8)
     nn.init.normal_(norm.weight)
     inner = GemmaMLP(GemmaConfig(hidden_size=8, intermediate_size=12, hidden_act="gelu_pytorch_tanh"))
-    assert fused.install(nn.ModuleList([norm, inner])) == {"norm": 0, "gated": 0, "attention": 0}
+    assert quicken.install(nn.ModuleList([norm, inner])) == {"norm": 0, "gated": 0, "attention": 0}

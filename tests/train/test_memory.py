@@ -11,7 +11,7 @@ import tiny
 import torch
 
 from burnish.errors import TrainError
-from burnish.models import fused
+from burnish.models import quicken
 from burnish.train import checkpoint, loop, memory
 
 SFT = ("sft", "language", "answers", "llama")
@@ -179,7 +179,7 @@ def test_recomputing_changes_no_bit_and_keeps_less(kind, dropout, precision, ada
     own, kept, grads = {"dropout": dropout, "precision": precision, "adapter": adapter}, {}, {}
     for recompute in (False, True):
         run = tiny.run(*case, kind, tmp_path_factory, tmp_path / str(recompute), **own)
-        fused.install(run.model.hf)
+        quicken.install(run.model.hf)
         run.batches = replace(run.batches, packed=run.model.packs)
         run.recompute = recompute
         run.lean()
