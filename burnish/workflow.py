@@ -267,7 +267,7 @@ def launch(
     shard: bool = False,
     out: str = "",
 ) -> dict[str, Any]:
-    """Write what starts a training on several machines: a Slurm script, or the command for each."""
+    """Write a Slurm script that trains on several machines, or their commands."""
     import shlex
 
     from burnish import store
