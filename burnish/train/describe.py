@@ -215,7 +215,14 @@ def rows(tokens: Sequence[Tokens], label: bool = False) -> Rows:
 
 
 def work(
-    model: Model, task: Task, planned: Plan, train: Batches, validation: Batches, splits: bool, small: bool = False
+    model: Model,
+    task: Task,
+    planned: Plan,
+    train: Batches,
+    validation: Batches,
+    splits: bool,
+    device: torch.device,
+    small: bool = False,
 ) -> Work:
     """A run as far as cost goes, its tokens counted from the very rows that each step will draw."""
     settings, label = task.train, model.head.kind != "language"
@@ -231,8 +238,9 @@ def work(
         tokens,
         exact,
         settings.micro_tokens,
-        4 if optim.precision(settings.precision, torch.device("cpu")) == "fp32" else 2,
+        4 if optim.precision(settings.precision, device) == "fp32" else 2,
         settings.optimizer,
+        device.type,
         splits=splits,
         recomputes=bool(model.hf.supports_gradient_checkpointing),
     )
