@@ -213,6 +213,7 @@ def perform(call: Call, verbs: Any, as_json: bool, debug: bool) -> int:
     for name in ("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_UPDATE_CHECK", "DO_NOT_TRACK"):
         os.environ.setdefault(name, "1")
     verb = getattr(verbs, call.verb)
+    speaks = os.environ.get("RANK", "0") == "0"  # of several processes under torchrun, one
     if call.verb == "chat":
         from burnish.cli.talk import talk
 
@@ -225,11 +226,13 @@ def perform(call: Call, verbs: Any, as_json: bool, debug: bool) -> int:
         arguments = dict(call.arguments)
         if "say" in inspect.signature(verb).parameters:
             stack.enter_context(_stoppable())
-            if not as_json:
+            if not as_json and speaks:
                 from burnish.cli.progress import Progress
 
                 arguments["say"] = stack.enter_context(Progress(show.stderr()))
         result = verb(**arguments)
+    if not speaks:
+        return 0
     with _readers_may_leave():
         show.VIEWS[call.verb](show.stderr() if as_json else show.stdout(), result, call.arguments)
         if as_json:
