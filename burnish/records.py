@@ -272,7 +272,7 @@ class RungResult:
     seconds: what making it took.  trained: parameters that were trained.  skipped: why it was not run ('' if it was).
     scores: every metric that applies, the goal's first.  settings: what was chosen (shots, order, best step ...).
     cost: what making it took and what 1,000 requests take (evaluate/cost.py).  seeds: every further training seed as
-    {seed, value, artifact, predictions}.  search: every trial of its search, as {settings, value}.
+    {seed, value, artifact, predictions}.  search: every trial of its search on validation rows.
     prompt: the first test row as the model was asked it.
     """
 

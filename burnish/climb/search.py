@@ -45,7 +45,7 @@ def searched(job: Job, trials: int, train: Train) -> RungResult:
         loss = min((loss for _, loss in seen), default=math.inf)
         rate = result.settings["learning_rate"] if result else settings["learning_rate"]
         own = {"learning_rate": rate, "epochs": one.task.train.epochs}
-        trace.append({**own, "value": loss, "pruned": result is None, "seen": seen})
+        trace.append({**own, "validation_loss": loss, "pruned": result is None, "seen": seen})
         if result is None:
             continue
         if not seen:
@@ -111,7 +111,7 @@ def _asks(job: Job, trials: int, trace: list[dict[str, Any]]) -> Iterator[dict[s
         trial = study.ask(space)
         if number:
             yield dict(trial.params)
-        study.tell(trial, trace[number]["value"])
+        study.tell(trial, trace[number]["validation_loss"])
 
 
 class _Pruner:

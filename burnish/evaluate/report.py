@@ -302,5 +302,12 @@ def _how(report: Report) -> list[str]:
     if report.comparisons:
         many = len(report.comparisons)
         told.append(f"p after Holm: corrected for {many} comparison{'s' * (many > 1)} made at once.")
+    if any(item.claim for item in report.comparisons):
+        told.append(
+            "The verdict's claim, whether tuning pays, is of one pair: the best of either side on validation rows, "
+            "chosen before a test row was read. Its own p stands; of equal pairs 5 % are called different."
+        )
+    if any(rung.seeds for rung in report.rungs):
+        told.append("Rungs with several seeds show the mean over them; the artifact to use is that of the first seed.")
     told.append("Settings, prompts and the kept training step were chosen on validation rows; test rows only judged.")
     return told

@@ -47,12 +47,12 @@ class TestSearch:
     def test_the_best_trial_on_validation_rows_becomes_the_rung(self, desk):
         found = rung(climb(desk.task(rungs=["lora"]), False, HEAR, search=4))
         assert len(found.search) == 4
-        best = min(found.search, key=lambda item: item["value"])
+        best = min(found.search, key=lambda item: item["validation_loss"])
         assert found.settings["learning_rate"] == pytest.approx(best["learning_rate"])
         rates = [item["learning_rate"] for item in found.search]
         assert rates[1] == pytest.approx(3 * rates[0])
         assert found.search[3]["epochs"] == 2 * found.search[0]["epochs"]
-        assert load(found.artifact).facts["valid_loss"] == pytest.approx(best["value"])
+        assert load(found.artifact).facts["valid_loss"] == pytest.approx(best["validation_loss"])
 
     def test_a_stopped_search_goes_on_where_it_was(self, desk):
         task = desk.task(rungs=["lora"])

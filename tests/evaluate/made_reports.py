@@ -166,9 +166,9 @@ def climbed(
 
 RUNNING = {"zero-shot": (61, 9.0), "few-shot": (412, 38.0), "lora": (31, 4.1), "full": (31, 3.9)}
 TRIALS = (
-    {"learning_rate": 3e-4, "epochs": 3.0, "value": 0.31, "pruned": False},
-    {"learning_rate": 9e-4, "epochs": 3.0, "value": 0.27, "pruned": False},
-    {"learning_rate": 1e-4, "epochs": 3.0, "value": 0.44, "pruned": True},
+    {"learning_rate": 3e-4, "epochs": 3.0, "validation_loss": 0.31, "pruned": False},
+    {"learning_rate": 9e-4, "epochs": 3.0, "validation_loss": 0.27, "pruned": False},
+    {"learning_rate": 1e-4, "epochs": 3.0, "validation_loss": 0.44, "pruned": True},
 )
 PRICES = costs.Prices("USD", 0.1, 65.0, {"a small hosted model": costs.Hosted(0.15, 0.6)}, "prices.yaml")
 
