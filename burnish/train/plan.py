@@ -31,12 +31,12 @@ def plan(settings: Train, rows: int, width: int, rung_rate: float) -> Plan:
 
     Without a learning_rate, the peak is the rung's rate at hidden size 2000, times (2000 / width) ** 0.78: wider
     models want smaller steps (Schulman et al. 2025, LoRA Without Regret, their fit over Llama models); never above
-    1e-3, where a head drawn at random overshoots (measured on SST-2, docs/log.md).
+    1e-3, where a head drawn at random overshoots (measured on SST-2, docs/log.md), nor above a larger rate of the rung.
     """
     per_epoch = math.ceil(rows / settings.batch_size)
     steps = max(round(settings.epochs * per_epoch), 1)
     if settings.max_steps:
         steps = min(steps, settings.max_steps) if settings.epochs else settings.max_steps
     every = settings.evaluate_every or max(math.ceil(per_epoch / 4), math.ceil(steps / 40))
-    peak = settings.learning_rate or min(rung_rate * (2000 / width) ** 0.78, 1e-3)
+    peak = settings.learning_rate or min(rung_rate * (2000 / width) ** 0.78, max(rung_rate, 1e-3))
     return Plan(steps, per_epoch, every, settings.save_every or every, peak)

@@ -33,3 +33,4 @@ def test_wider_models_take_smaller_steps():
     assert plan(Train(), 10, 4000, 1e-4).peak == pytest.approx(1e-4 * 2**-0.78)
     assert plan(Train(), 10, 500, 1e-4).peak == pytest.approx(1e-4 * 4**0.78)
     assert plan(Train(), 10, 64, 1e-4).peak == 1e-3  # a random head overshoots above it
+    assert plan(Train(), 10, 64, 1e-2).peak == 1e-2  # a soft prompt's own rate
