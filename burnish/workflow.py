@@ -319,7 +319,7 @@ def evaluate(target: str, *, data: str = "", set: Sequence[str] = (), say: Say |
 
 
 def compare(a: str, b: str, *, data: str = "", say: Say | None = None) -> dict[str, Any]:
-    """Set two artifacts side by side on the same rows: is one better by more than luck?"""
+    """Say whether one of two artifacts is better by more than luck."""
     from burnish import artifact as artifacts
     from burnish import store
     from burnish import task as tasks
