@@ -3,7 +3,7 @@
     python benchmarks/verdict.py [--draws 2000] [--json]
 
 A/A: every rung is the same model on rows drawn anew (each row has its own difficulty, which all rungs share); the
-verdict should say that tuning makes a difference in 5 +- 2 % of the climbs.  A/B, in a quarter as many climbs: the trained
+verdict should say that tuning makes a difference in 5 +- 2 % of the climbs.  A/B, a quarter as many climbs: the trained
 rung is better by just the smallest difference that the verdict says these rows can show; about 80 % should be found.
 The last line with --json is one JSON object: case -> share.
 """
