@@ -267,7 +267,7 @@ def launch(
     shard: bool = False,
     out: str = "",
 ) -> dict[str, Any]:
-    """Write a Slurm script that trains on several machines, or their commands."""
+    """Write the Slurm script, or the commands, of several machines."""
     import shlex
 
     from burnish import store
