@@ -1,6 +1,6 @@
-"""What each option of few-shot prompting does on real rows with the embedded base: a small search and 150 test rows.
+"""What each option of few-shot prompting does on real rows with the embedded base: a small search and 300 test rows.
 
-BURNISH_SHARED=... python benchmarks/prompts.py [SET ...] [--json]     sets: sst2, trec, banking77
+BURNISH_SHARED=... python benchmarks/prompts.py [SET ...] [--small]     sets: sst2, trec, banking77
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from burnish.tokens.contract import Contract
 from burnish.tokens.template import Template
 from burnish.tokens.tokenizer import Tokenizer
 
-BUDGET, TEST = 500, 150
+BUDGET, TEST = (160, 100) if "--small" in sys.argv else (500, 300)
 NEAR, FIXED = ["nearest", "mmr"], ["balanced", "random", "diverse"]
 PLAIN = {"calibrate": "never", "formats": ["turns"], "orders": 2, "shots": [2, 4], "budget": BUDGET}
 TRIALS = {
@@ -63,7 +63,7 @@ def main(names: list[str]) -> dict[str, object]:
     for name in names:
         every = [Example("labelled", Where(name, i + 1), text=t, label=y) for i, (t, y) in enumerate(rows(name))]
         every = [every[i] for i in np.random.default_rng(0).permutation(len(every))]
-        test, held, train = every[:TEST], every[TEST : TEST + 300], every[TEST + 300 : TEST + 2300]
+        test, held, train = every[:TEST], every[TEST : TEST + 300], every[TEST + 300 : TEST + 1300]
         labels = tuple(sorted({str(row.label) for row in every}))
         template = Template.choose("auto", "labelled", tokenizer)
         contract = Contract(
