@@ -20,7 +20,7 @@ from burnish import kinds
 from burnish import task as tasks
 from burnish.cli import main
 from burnish.models import base as models
-from burnish.models import load
+from burnish.models import load, quicken
 from burnish.models.base import Base, Head
 from burnish.tokens.batch import join
 from burnish.train import describe, estimate, memory, standard, tune
@@ -143,6 +143,7 @@ def test_nothing_below_the_lowest_trained_layer_is_kept_or_run_backward(
 def test_what_forward_keeps_follows_the_widths(kind: str, rung: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Bytes that autograd saves, weights aside, against Fit.kept x widths: the rule's own error, within a factor."""
     model = tiny.model(kind, "language", tmp_path_factory, rung)
+    quicken.install(model.hf)
     made = tiny.rows(kind, "document", tmp_path_factory)
     own = {value.untyped_storage().data_ptr() for value in model.hf.parameters()}
     seen: dict[int, int] = {}
