@@ -20,6 +20,7 @@ from burnish.train import describe, estimate
 from burnish.train.estimate import Machine, Rows, Work
 
 ROW = 512  # tokens of each row that is assumed
+ASSUMED = Task(rung_settings={"prompt-tuning": {"init": "random"}})  # no words without a tokenizer
 SIZES = (  # name, hidden, layers, heads, key-value heads, feed-forward, vocabulary, tied, biases on q, k, v
     ("SmolLM2 135M", 576, 30, 9, 3, 1536, 49152, True, False),
     ("SmolLM2 360M", 960, 32, 15, 5, 2560, 49152, True, False),
@@ -69,7 +70,7 @@ def work(number: int, rung: str, element: int) -> Work:
     """One step of two rows on one of SIZES."""
     made = config(number)
     base = Base(SIZES[number][0], Path("/nonexistent"), "decoder", made.to_dict(), 0, made.vocab_size, "")
-    shape = describe.shape(describe.skeleton(base, Head("language"), rung, Task(), made), describe.quantised(rung))
+    shape = describe.shape(describe.skeleton(base, Head("language"), rung, ASSUMED, made), describe.quantised(rung))
     one = np.full(2, ROW)
     rows = Rows(one, np.zeros(2, int), one // 2)
     return Work(replace(shape, files=2 * shape.parameters), rows, rows, 2, 1, 1, 1, 2 * ROW, element=element)

@@ -95,6 +95,11 @@ def test_well_known_bases_have_their_published_sizes(number: int, parameters: in
     assert standard.work(number, "full", 2).shape.parameters == parameters
 
 
+@pytest.mark.parametrize("rung", kinds.names("adapters"))
+def test_every_trained_rung_is_weighed_without_a_folder(rung: str) -> None:
+    assert estimate.memory(standard.work(0, rung, 2), 512, True, MACHINE)["peak"] > MACHINE.resident
+
+
 def test_the_largest_known_bases_have_their_published_sizes() -> None:
     told = {name: standard.work(number, "full", 2).shape.parameters for number, (name, *_) in enumerate(standard.SIZES)}
     assert told["Llama 3.1 8B"] == 8_030_261_248
