@@ -89,10 +89,10 @@ def dequantize(packed: Packed, dtype: torch.dtype = torch.float32) -> Tensor:
     if block % 16 == 0 and kernels.fits(out):
         kernels.call("dequantize", out, codes, scales, _levels(device), blocks, block)
         return out.view(-1)[: math.prod(packed.shape)].view(packed.shape)
-    codes = codes.view(torch.uint16)
+    codes = codes.view(torch.int16)
     rows = max(CHUNK // block, 1)
     for start in range(0, blocks, rows):
-        fours = codes[start * block // 4 : (start + rows) * block // 4].int()
+        fours = codes[start * block // 4 : (start + rows) * block // 4].int() & 0xFFFF
         values = _fours(device).index_select(0, fours).view(torch.float32).view(-1, block)
         out[start : start + rows] = values.mul_(scales[start : start + rows])
     return out.view(-1)[: math.prod(packed.shape)].view(packed.shape)
