@@ -25,7 +25,7 @@ from burnish.models.model import Model
 
 Ability = Literal["none", "chain", "tree"]
 SHORTEST = 8  # ids: a prefix below this saves less than its own pass costs
-STEP = 4  # widths of rows are multiples of this
+STEP = 4  # places of a row, its tree counted, are a multiple: vectors of 16 numbers then begin and end with rows
 STEADY = 8  # rows of a matrix product, for each thread, from which on no row's sums depend on how many there are
 CELLS = 1 << 26  # logits held at once
 WINDOWS = ("sliding_window", "window_size", "attention_chunk_size")
@@ -206,7 +206,8 @@ def passes(
     """
     before, steady = len(prefix.ids), STEADY * torch.get_num_threads()
     counts = [len(places) + len(tree) for places in asked]
-    widths = [-(-len(row) // STEP) * STEP for row in own]  # a row's shape hangs on itself alone, so its sums do
+    size = len(tree)
+    widths = [-(-(len(row) + size) // STEP) * STEP - size for row in own]  # hang on a row alone, and so do its sums
     if model.base.context:
         widths = [min(width, model.base.context - before) for width in widths]
     group: list[int] = []
