@@ -136,7 +136,7 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, spans: Spans, causal: bool, window:
 def _rows(values: Tensor, group: Group, places: Tensor, heads: int) -> Tensor:
     """(G x heads, repeats x L, D) of values (T, H, D) at places (G, L): heads that share keys stand together."""
     many, long = places.shape
-    if many == 1:  # one stretch: a view
+    if many == 1 and group.real is None and group.lengths is None:  # one stretch: a view
         taken = values[int(places[0, 0]) : int(places[0, -1]) + 1]
     else:
         taken = values.index_select(0, places.flatten())
@@ -148,7 +148,7 @@ def _back(rows: Tensor, group: Group, places: Tensor, heads: int, into: Tensor, 
     """The inverse of `_rows`: put (or add, where stretches share keys) what is real into (T, H, D)."""
     many, long = places.shape
     flat = rows.view(many, heads, -1, long, rows.shape[-1]).permute(0, 3, 1, 2, 4)
-    if many == 1:
+    if many == 1 and group.real is None and group.lengths is None:
         place = into[int(places[0, 0]) : int(places[0, -1]) + 1]
         shaped = flat.reshape(place.shape)
         place.add_(shaped) if add else place.copy_(shaped)

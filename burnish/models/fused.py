@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from burnish.models import kernels
+from burnish.models.layout import rounded
 
 CHUNK = 1 << 23  # logits held at once: 2 ** 23 are 32 MB in float32
 
@@ -49,11 +50,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, len(hidden), step):
             part = slice(start, start + step)
             rows, told, worth = hidden[part], targets[part], weights[part]
+            real = len(rows)
+            if short := rounded(real) - real:  # rows that weigh nothing: products come in few shapes (see layout.py)
+                rows, told, worth = (_filled(item, short) for item in (rows, told, worth))
             logits = torch.nn.functional.linear(rows, weight, bias)
             gradient, loss = logits_gradient(logits, told, worth.to(total.dtype), smoothing, wanted)
             total += loss
             if dhidden is not None:
-                torch.mm(gradient, weight, out=dhidden[part])
+                dhidden[part] = (gradient @ weight)[:real]
             if dweight is not None:
                 dweight += gradient.t() @ rows
             if dbias is not None:
@@ -74,6 +78,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _filled(value: Tensor, more: int) -> Tensor:
+    """The same with `more` rows of zeros at its end."""
+    return torch.cat([value, value.new_zeros(more, *value.shape[1:])])
 
 
 def logits_gradient(

@@ -16,6 +16,12 @@ BLOCK = 256  # queries taken at once from a long document: the half of the causa
 TOGETHER = 1 << 16  # scores per head up to which documents of like length share one product
 
 
+def rounded(size: int) -> int:
+    """Up to a multiple of 16, from 64 on of 64."""
+    step = 16 if size <= 64 else 64
+    return -(-size // step) * step
+
+
 @dataclass(frozen=True)
 class Group:
     """G stretches of up to Q queries, each with up to K keys of its own document.
@@ -74,21 +80,26 @@ class Spans:
         return self.masks[key]
 
     def _groups(self, causal: bool) -> list[Group]:
-        bounds = [(*own, *seen) for own, seen in zip(pairwise(self.queries), pairwise(self.keys), strict=True)]
+        """Documents of like size in twos, fours, eights ...; long ones block by block.
+
+        Sizes are rounded up, so that products come in few shapes: bfloat16 kernels are compiled for each.
+        """
+        alike: dict[tuple[int, int], list[tuple[int, int, int, int]]] = {}
         groups = []
-        alike: list[tuple[int, int, int, int]] = []
-        for bound in sorted(bounds, key=lambda item: (item[1] - item[0], item[3] - item[2])):
-            long, wide = bound[1] - bound[0], bound[3] - bound[2]
-            if long * wide > TOGETHER:
-                groups += [self._block(bound, at, causal) for at in range(0, long, BLOCK)]
-                continue
-            first = alike[0] if alike else bound
-            much = max(first[1] - first[0], 8) * max(first[3] - first[2], 8)
-            if alike and (long * wide * (len(alike) + 1) > TOGETHER or long * wide > 1.5 * much):
-                groups.append(self._together(alike))
-                alike = []
-            alike.append(bound)
-        return groups + ([self._together(alike)] if alike else [])
+        for own, seen in zip(pairwise(self.queries), pairwise(self.keys), strict=True):
+            bound = (*own, *seen)
+            size = rounded(own[1] - own[0]), rounded(seen[1] - seen[0])
+            if size[0] * size[1] <= TOGETHER:
+                alike.setdefault(size, []).append(bound)
+            else:
+                groups += [self._block(bound, at, causal) for at in range(0, own[1] - own[0], BLOCK)]
+        for (long, wide), bounds in sorted(alike.items()):
+            most = 1 << ((TOGETHER // (long * wide)).bit_length() - 1)
+            while bounds:
+                many = min(most, 1 << (len(bounds).bit_length() - 1))
+                groups.append(self._group(bounds[:many], long, wide))
+                bounds = bounds[many:]
+        return groups
 
     def _block(self, bound: tuple[int, int, int, int], at: int, causal: bool) -> Group:
         """Some queries of one document, with the keys that they may see."""
@@ -96,20 +107,18 @@ class Spans:
         stop = min(at + BLOCK, last - first)
         if causal:
             end = start + stop
-        return Group(self._range(first + at, first + stop)[None], self._range(start, end)[None], at)
+        return self._group([(first + at, first + stop, start, end)], rounded(stop - at), rounded(end - start), at)
 
-    def _together(self, bounds: Sequence[tuple[int, int, int, int]]) -> Group:
-        long, wide = (max(item[1] - item[0] for item in bounds), max(item[3] - item[2] for item in bounds))
+    def _group(self, bounds: Sequence[tuple[int, int, int, int]], long: int, wide: int, offset: int = 0) -> Group:
         query = torch.stack([self._range(a, a + long).clamp_max(b - 1) for a, b, _, _ in bounds])
         key = torch.stack([self._range(a, a + wide).clamp_max(b - 1) for _, _, a, b in bounds])
         own = torch.tensor([b - a for a, b, _, _ in bounds], device=self.device)
         keys = torch.tensor([b - a for _, _, a, b in bounds], device=self.device)
-        steps = torch.arange(long, device=self.device)
-        real = torch.nonzero((steps < own[:, None]).flatten())[:, 0]
+        real = torch.nonzero((self._range(0, long) < own[:, None]).flatten())[:, 0]
         return Group(
             query,
             key,
-            0,
+            offset,
             None if len(real) == query.numel() else real,
             None if bool((keys == wide).all()) else keys,
         )

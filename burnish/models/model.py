@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from burnish.models import attention
 from burnish.models.attention import Seat
 from burnish.models.base import Base, Head
-from burnish.models.layout import Layout, Spans
-from burnish.tokens.batch import Batch, join
+from burnish.models.layout import Layout, Spans, rounded
+from burnish.tokens.batch import Batch, filled, join
 from burnish.tokens.encode import Tokens
 
 LAYERS = {"full_attention", "sliding_attention"}  # what packed attention knows of a config's layer_types
@@ -89,10 +89,20 @@ class Model(nn.Module):
 
     def forward(self, batch: Batch) -> Outputs:
         """What the model says at the supervised positions (language), or its head of each row."""
+        batch = self._even(batch)
         with self._seated(batch):
             if self.head.kind != "language":
                 return Outputs(self._pooled(batch).float())
             return self._language(batch)
+
+    def _even(self, batch: Batch) -> Batch:
+        """A pack of a round size, where a new size of product costs a compilation (bfloat16 on the CPU)."""
+        if not batch.ends or self.hf.dtype != torch.bfloat16 or self.device.type != "cpu":
+            return batch
+        if batch.source_ends:
+            return filled(batch, rounded(batch.ends[-1] + 1), rounded(batch.source_ends[-1] + 1))
+        size = rounded(batch.ends[-1])
+        return filled(batch, size) if size > batch.ends[-1] else batch
 
     def train(self, mode: bool = True) -> Model:
         self.seat.layout = None
@@ -111,7 +121,9 @@ class Model(nn.Module):
         if batch.source_document is not None:
             ends = torch.tensor(batch.source_ends, device=batch.ids.device)
             seat.source_positions = torch.arange(len(batch.source_document[0]), device=ends.device)
-            seat.source_positions = seat.source_positions - ends[batch.source_document[0] - 1]
+            seat.source_positions = (seat.source_positions - ends[batch.source_document[0] - 1]).clamp_min(
+                0
+            )  # 0: padding
         try:
             with attention.unmasked():
                 yield
@@ -152,7 +164,7 @@ class Model(nn.Module):
             )
             return out.logits[:, asked]
         inputs: dict[str, Any] = {"input_ids": batch.ids}
-        if batch.padded:
+        if batch.padded and not batch.ends:
             inputs["attention_mask"] = (batch.document > 0).long()
         inputs |= self._positions(batch)
         if self.base.kind == "decoder":
@@ -172,13 +184,13 @@ class Model(nn.Module):
         """(B, C): a decoder is read at its last real token, the others as transformers pools them."""
         if self.base.kind != "decoder":
             if batch.ends:
-                with _first(self.hf.base_model, batch.ends):
+                with _first(self.hf.base_model, batch.ends[: batch.rows]):
                     return self.hf(input_ids=batch.ids, **self._positions(batch), **self._segments(batch)).logits
             mask = (batch.document > 0).long()
             return self.hf(input_ids=batch.ids, attention_mask=mask, **self._segments(batch)).logits
         hidden = self._features(batch)
         if batch.ends:
-            return self.hf.score(hidden[0, [end - 1 for end in batch.ends[1:]]])
+            return self.hf.score(hidden[0, [end - 1 for end in batch.ends[1 : batch.rows + 1]]])
         steps = torch.arange(batch.ids.shape[1], device=hidden.device)
         last = torch.where(batch.document > 0, steps, -1).amax(1)
         return self.hf.score(hidden[torch.arange(len(last), device=hidden.device), last])
@@ -316,11 +328,11 @@ def head_of(head: nn.Linear, hidden: Tensor) -> Tensor:
 
 
 @contextmanager
-def _first(body: Any, ends: tuple[int, ...]) -> Iterator[None]:
+def _first(body: Any, starts: tuple[int, ...]) -> Iterator[None]:
     """Within it an encoder gives each document of a pack as a row of one token, its first, pooled anew."""
 
     def narrowed(module: Any, told: Any, out: Any) -> Any:
-        out.last_hidden_state = out.last_hidden_state[0, list(ends[:-1])][:, None]
+        out.last_hidden_state = out.last_hidden_state[0, list(starts)][:, None]
         pooler = getattr(module, "pooler", None)
         if isinstance(pooler, nn.Linear):  # ALBERT
             out.pooler_output = module.pooler_activation(pooler(out.last_hidden_state[:, 0]))

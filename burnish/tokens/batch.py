@@ -12,6 +12,7 @@ import heapq
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -118,6 +119,20 @@ def join(rows: Sequence[Tokens]) -> Batch:
         ends=ends,
         source_ends=source_ends,
     )
+
+
+def filled(pack: Batch, size: int, source: int = 0) -> Batch:
+    """A pack with padding at its end up to `size` tokens (and `source`): one more document, 0, that weighs nothing."""
+    names = {"ids": size, "weights": size, "positions": size, "document": size, "targets": size, "segments": size}
+    names |= {"source": source, "source_document": source}
+    longer: dict[str, Any] = {
+        name: torch.nn.functional.pad(value, (0, wanted - value.shape[1]))
+        for name, wanted in names.items()
+        if (value := getattr(pack, name)) is not None
+    }
+    if source:
+        longer["source_ends"] = (*pack.source_ends, source)
+    return replace(pack, **longer, ends=(*pack.ends, size))
 
 
 def _each(rows: Sequence[Tokens], name: str) -> list[np.ndarray]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from burnish.models import attention, fused, kernels, quicken
 from burnish.models.layout import Spans
-from burnish.tokens.batch import join
+from burnish.tokens.batch import filled, join
 
 WAYS = pytest.mark.parametrize("compiled", [True, False], ids=["kernels", "pytorch"])
 # float32: sums in another order.  bfloat16: 8 bits, rounded once where PyTorch rounds between its steps.
@@ -197,3 +197,25 @@ def test_what_computes_otherwise_is_left_alone() -> None:
     nn.init.normal_(norm.weight)
     inner = GemmaMLP(GemmaConfig(hidden_size=8, intermediate_size=12, hidden_act="gelu_pytorch_tanh"))
     assert quicken.install(nn.ModuleList([norm, inner])) == {"norm": 0, "gated": 0, "attention": 0}
+
+
+@pytest.mark.parametrize(
+    ("kind", "head", "target"),
+    [("llama", "language", "answers"), ("bart", "language", "answers"), ("bert", "classes", "classes")],
+)
+def test_a_filled_pack_says_the_same(kind: str, head: str, target: str, tmp_path_factory: Any) -> None:
+    """Padding at the end of a pack, which bfloat16 wants for round sizes, changes nothing (float32: 1e-6)."""
+    model = tiny.model(kind, head, tmp_path_factory).eval()
+    pack = join(tiny.rows(kind, target, tmp_path_factory))
+    more = filled(pack, pack.ends[-1] + 7, pack.source_ends[-1] + 5 if pack.source_ends else 0)
+    assert (more.rows, more.tokens) == (pack.rows, pack.tokens)
+    with torch.no_grad():
+        torch.testing.assert_close(model(more).logits, model(pack).logits, rtol=1e-6, atol=1e-6)
+
+
+def test_bfloat16_packs_come_in_round_sizes(tmp_path_factory: Any) -> None:
+    model = tiny.model("llama", "language", tmp_path_factory)
+    pack = join(tiny.rows("llama", "answers", tmp_path_factory))
+    assert pack.ends[-1] % 64
+    assert model._even(pack) is pack
+    assert model.to(torch.bfloat16)._even(pack).ids.shape[1] % 64 == 0
