@@ -14,7 +14,21 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-VERBS = ("init", "check", "plan", "advise", "climb", "train", "launch", "evaluate", "compare", "predict", "chat", "runs", "demo")
+VERBS = (
+    "init",
+    "check",
+    "plan",
+    "advise",
+    "climb",
+    "train",
+    "launch",
+    "evaluate",
+    "compare",
+    "predict",
+    "chat",
+    "runs",
+    "demo",
+)
 
 __all__ = ["VERBS", "__version__", *VERBS]
 

@@ -180,10 +180,7 @@ def demo(*, fast: bool = False, say: Say | None = None) -> Report:
     return report()
 
 
-VERBS = {
-    name: globals()[name]
-    for name in burnish.VERBS
-}
+VERBS = {name: globals()[name] for name in burnish.VERBS}
 
 
 def verbs(**changed: Callable[..., Any]) -> SimpleNamespace:
