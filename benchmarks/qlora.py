@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from burnish import kinds
-from burnish.models import base, fused, load
+from burnish.models import base, load, quicken
 from burnish.models.base import Head
 from burnish.models.model import Model
 from burnish.tokens.batch import Batch, join
@@ -45,7 +45,7 @@ def model(rung: str, folder: Path) -> Model:
     found = base.inspect(str(folder))
     made = load.load(found, Head("language"), quantised=rung == "qlora")
     kinds.load("adapters", rung).attach(made, {"rank": 16, "alpha": 16.0}, 0.0, 0)
-    fused.install(made.hf)
+    quicken.install(made.hf)
     made.masters = Masters(made.hf, made.trainable(), torch.bfloat16)
     return made.train()
 
