@@ -162,15 +162,30 @@ def _back(rows: Tensor, group: Group, places: Tensor, heads: int, into: Tensor, 
         into.index_copy_(0, index[group.real], flat[group.real])
 
 
-def _odds(q: Tensor, k: Tensor, spans: Spans, number: int, causal: bool, window: int | None, scale: float) -> Tensor:
-    """(N, repeats x Q, K) probabilities of queries (N, repeats x Q, D) over keys (N, K, D) of one group."""
+def _odds(
+    q: Tensor,
+    k: Tensor,
+    spans: Spans,
+    number: int,
+    causal: bool,
+    window: int | None,
+    scale: float,
+    logs: dict[int, Tensor],
+) -> Tensor:
+    """(N, repeats x Q, K) probabilities of queries (N, repeats x Q, D) over keys (N, K, D) of one group.
+
+    logs: what the kernel keeps of each row by group, so that the second time costs one pass.
+    """
     group = (spans.causal if causal else spans.free)[number]
     told = torch.bmm(q, k.transpose(1, 2))
     many, long, wide = len(group.query), group.query.shape[1], told.shape[2]
     heads = len(told) // many
     if kernels.fits(told):
+        known = number in logs
+        log = logs.setdefault(number, torch.empty(told.shape[:2]))
         shape = many, heads, told.shape[1] // long, long, wide
-        kernels.call("softmax", told, *shape, group.lengths, group.offset, int(causal), window or 0, float(scale))
+        rest = group.lengths, group.offset, int(causal), window or 0, float(scale)
+        kernels.call("softmax", told, log, int(known), *shape, *rest)
         return told
     told.mul_(scale)
     mask = spans.mask(number, causal, window, q.dtype)
@@ -203,26 +218,27 @@ class _Packed(torch.autograd.Function):
         scale: float,
     ) -> Tensor:
         context.save_for_backward(q, k, v)
-        context.told = spans, causal, window, scale
+        logs: dict[int, Tensor] = {}
+        context.told = spans, causal, window, scale, logs
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         heads = k.shape[1]
         for number, group in enumerate(spans.causal if causal else spans.free):
             rows = _rows(q, group, group.query, heads), _rows(k, group, group.key, heads)
-            odds = _odds(*rows, spans, number, causal, window, scale)
+            odds = _odds(*rows, spans, number, causal, window, scale, logs)
             _back(torch.bmm(odds, _rows(v, group, group.key, heads)), group, group.query, heads, out)
         return out
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> Any:  # type: ignore[override]
         q, k, v = context.saved_tensors
-        spans, causal, window, scale = context.told
+        spans, causal, window, scale, logs = context.told
         heads = k.shape[1]
         groups = spans.causal if causal else spans.free
         dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         dk, dv = (torch.zeros(k.shape, dtype=k.dtype, device=k.device) for _ in "kv")
         for number, group in enumerate(groups):
             rows, keys = _rows(q, group, group.query, heads), _rows(k, group, group.key, heads)
-            odds = _odds(rows, keys, spans, number, causal, window, scale)
+            odds = _odds(rows, keys, spans, number, causal, window, scale, logs)
             back = _rows(gradient, group, group.query, heads)
             if group.real is not None:  # queries past the end teach nothing
                 back = back.view(len(group.query), -1, group.query.shape[1], back.shape[-1])

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 struct bf16 { uint16_t bits; };
 
@@ -53,25 +54,41 @@ static inline Seen seen(long query, long keys, long offset, long causal, long wi
 }
 
 // scores (groups * heads, repeats * queries, width), in place: scale, mask and softmax.  lengths (groups) or null.
+// logs (rows) keeps each row's log of the sum of exponentials; where it is known already, one pass is enough.
 template <typename T>
-static void softmax(T *scores, long groups, long heads, long repeats, long queries, long width, const int64_t *lengths,
-                    long offset, long causal, long window, float scale) {
+static void softmax(T *scores, float *logs, long known, long groups, long heads, long repeats, long queries, long width,
+                    const int64_t *lengths, long offset, long causal, long window, float scale) {
     long rows = groups * heads * repeats * queries;
-#pragma omp parallel for schedule(static) if (rows * width > 32768)
-    for (long row = 0; row < rows; row++) {
-        long group = row / (heads * repeats * queries);
-        Seen see = seen(row % queries, lengths ? lengths[group] : width, offset, causal, window);
-        T *at = scores + row * width;
-        float most = -__builtin_inff(), total = 0;
-#pragma omp simd reduction(max : most)
-        for (long i = see.low; i < see.high; i++) most = up(at[i]) > most ? up(at[i]) : most;
-#pragma omp simd reduction(+ : total)
-        for (long i = see.low; i < see.high; i++) total += exponential((up(at[i]) - most) * scale);
-        float share = 1 / total;
-        for (long i = 0; i < see.low; i++) put(at[i], 0);
+#pragma omp parallel if (rows * width > 32768)
+    {
+        std::vector<float> kept(width);
+        float *part = kept.data();
+#pragma omp for schedule(static)
+        for (long row = 0; row < rows; row++) {
+            long group = row / (heads * repeats * queries);
+            Seen see = seen(row % queries, lengths ? lengths[group] : width, offset, causal, window);
+            T *at = scores + row * width;
+            for (long i = 0; i < see.low; i++) put(at[i], 0);
+            for (long i = see.high; i < width; i++) put(at[i], 0);
+            if (known) {
+                float log = logs[row];
 #pragma omp simd
-        for (long i = see.low; i < see.high; i++) put(at[i], exponential((up(at[i]) - most) * scale) * share);
-        for (long i = see.high; i < width; i++) put(at[i], 0);
+                for (long i = see.low; i < see.high; i++) put(at[i], exponential(up(at[i]) * scale - log));
+                continue;
+            }
+            float most = -__builtin_inff(), total = 0;
+#pragma omp simd reduction(max : most)
+            for (long i = see.low; i < see.high; i++) most = up(at[i]) > most ? up(at[i]) : most;
+#pragma omp simd reduction(+ : total)
+            for (long i = see.low; i < see.high; i++) {
+                part[i] = exponential((up(at[i]) - most) * scale);
+                total += part[i];
+            }
+            float share = 1 / total;
+            logs[row] = most * scale + __builtin_logf(total);
+#pragma omp simd
+            for (long i = see.low; i < see.high; i++) put(at[i], part[i] * share);
+        }
     }
 }
 
@@ -238,9 +255,10 @@ static void dequantize(T *out, const uint8_t *codes, const float *scales, const 
     extern "C" void name##_f32 parameters(float) { name<float> arguments; }                                            \
     extern "C" void name##_bf16 parameters(bf16) { name<bf16> arguments; }
 
-#define SOFTMAX(T) (T *scores, long groups, long heads, long repeats, long queries, long width,                        \
-                    const int64_t *lengths, long offset, long causal, long window, float scale)
-BOTH(softmax, SOFTMAX, (scores, groups, heads, repeats, queries, width, lengths, offset, causal, window, scale))
+#define SOFTMAX(T) (T *scores, float *logs, long known, long groups, long heads, long repeats, long queries,           \
+                    long width, const int64_t *lengths, long offset, long causal, long window, float scale)
+BOTH(softmax, SOFTMAX,
+     (scores, logs, known, groups, heads, repeats, queries, width, lengths, offset, causal, window, scale))
 #define SOFTMAX_BACK(T) (T *gradient, const T *odds, long rows, long width, float scale)
 BOTH(softmax_back, SOFTMAX_BACK, (gradient, odds, rows, width, scale))
 #define NORM(T) (const T *x, const T *weight, T *out, float *inverse, long rows, long width, float epsilon)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from burnish.errors import ModelError
-from burnish.models import quantize, shards
+from burnish.models import placement, quantize, shards
 from burnish.models.base import Base, Head, has_head
 from burnish.models.model import Model
 
@@ -21,7 +21,6 @@ def load(
     head: Head,
     dropout: float | None = None,
     seed: int = 0,
-    device: str = "cpu",
     files: Path | None = None,
     quantised: bool = False,
     dtype: torch.dtype = torch.float32,
@@ -74,7 +73,7 @@ def load(
         )
     align(hf)
     hf.train()
-    return Model(hf.to(device), base, head, missing | heads)
+    return Model(hf.to(placement.best()), base, head, missing | heads)
 
 
 def skeleton(base: Base, head: Head, config: Any = None) -> Model:
