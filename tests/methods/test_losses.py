@@ -62,5 +62,5 @@ def test_squared_error():
 
 def test_weights_of_a_batch():
     weights = torch.tensor([[0.0, 1.0, 0.5], [0.0, 0.0, 1.0]])
-    told = Batch(torch.zeros(2, 3), weights, torch.zeros(2, 3), torch.ones(2, 3), (), ())
+    told = Batch(torch.zeros(2, 3), weights, torch.zeros(2, 3), torch.ones(2, 3), ("f:1", "f:2"), ("a", "b"))
     assert [method.weight(told) for method in (sft, selfsupervised, classify, regress)] == [2.5, 2.5, 2.0, 2.0]

@@ -94,12 +94,12 @@ class TestFormats:
         assert made.shown["validation_best"] == 1.0
 
     def test_zero_shots_are_as_many_as_fit(self, tmp_path_factory):
-        ready, train = stand(tmp_path_factory, lambda *_: "bad"), rows(topics(60, 0), mood)
+        ready, train = stand(tmp_path_factory, lambda *_: "bad"), rows(topics(24, 0), mood)
         counts = []
-        for limit in (300, 600, 100_000):
+        for limit in (300, 450, 100_000):
             narrow = replace(ready, contract=replace(ready.contract, max_length=limit))
             counts.append(search(narrow, train, [], shots=[0], choose=["balanced"]).recipe["shots"])
-        assert 1 < counts[0] < counts[1] < counts[2] == 60
+        assert 1 < counts[0] < counts[1] < counts[2] == 24
 
 
 class TestWords:
