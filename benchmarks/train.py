@@ -26,9 +26,10 @@ from typing import Any
 ROWS, LONGEST, PACK, PACKS = 512, 1022, 1024, 6  # rows drawn; longest row; tokens a pack; packs an optimizer step
 SIZES = {  # Llama architectures with random weights
     "135m": {"hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3},
+    "1b": {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8},
     "15m": {"hidden_size": 288, "num_hidden_layers": 6, "num_attention_heads": 6, "num_key_value_heads": 6},
 }
-INNER = {"135m": (1536, 49152), "15m": (768, 32000)}
+INNER = {"135m": (1536, 49152), "15m": (768, 32000), "1b": (8192, 128256)}
 CASES: dict[str, dict[str, Any]] = {
     "lora": {"size": "135m", "adapter": "lora"},
     "full": {"size": "135m", "adapter": "full"},
@@ -36,6 +37,8 @@ CASES: dict[str, dict[str, Any]] = {
     "classify": {"size": "135m", "adapter": "lora", "task": "classify"},
     "lora-memory": {"size": "135m", "adapter": "lora", "memory": True},
     "full-memory": {"size": "135m", "adapter": "full", "memory": True},
+    "gpu-lora": {"size": "1b", "adapter": "lora", "pack": 8192},
+    "gpu-full": {"size": "1b", "adapter": "full", "pack": 8192},
 }
 ENGINES = {
     "ours": "Burnish as it is",
@@ -88,11 +91,11 @@ def rows(words: int, seed: int = 0) -> list[tuple[list[int], int]]:
 
 
 def ours(model: Path, case: dict[str, Any], steps: int) -> dict[str, Any]:
+    pack = case.get("pack", PACK)
     import numpy as np
-    import torch
 
     from burnish import kinds
-    from burnish.models import base, load, quicken
+    from burnish.models import base, load, placement, quicken
     from burnish.task import Train
     from burnish.tokens.batch import Batches
     from burnish.tokens.encode import Tokens
@@ -103,7 +106,7 @@ def ours(model: Path, case: dict[str, Any], steps: int) -> dict[str, Any]:
     found = base.inspect(str(model))
     classify = case.get("task") == "classify"
     head = base.Head("classes", ("a", "b", "c", "d")) if classify else base.Head("language")
-    precision = optim.DTYPES[optim.precision("auto", torch.device("cpu"))]
+    precision = optim.DTYPES[optim.precision("auto", placement.best())]
     adapter = kinds.load("adapters", case["adapter"])
     made = load.load(found, head, **({} if adapter.CARRIES_BASE else {"dtype": precision}))
     own = {item.name: item.default for item in kinds.settings("adapters", case["adapter"])}
@@ -116,9 +119,9 @@ def ours(model: Path, case: dict[str, Any], steps: int) -> dict[str, Any]:
         label = i % 4 if classify else None
         told.append(Tokens(np.asarray(ids, np.int32), weights, str(i), str(i), label=label))
     settings = Train(
-        batch_size=round(PACK * PACKS / 174), max_steps=steps + 1, epochs=0, learning_rate=1e-4, patience=0
+        batch_size=round(pack * PACKS / 174), max_steps=steps + 1, epochs=0, learning_rate=1e-4, patience=0
     )
-    batches = Batches(told, settings.batch_size, PACK, 0, 0, packed=made.packs)
+    batches = Batches(told, settings.batch_size, pack, 0, 0, packed=made.packs)
     method = kinds.load("methods", "classify" if classify else "sft")
     run = Run(
         made,
@@ -168,12 +171,13 @@ def trainer(model: Path, case: dict[str, Any], steps: int, engine: str) -> dict[
         told["labels"].append(i % 4 if classify else [-100] * prompt + ids[prompt:])
     data = datasets.Dataset.from_dict(told)
     lora = case["adapter"] == "lora"
+    cuda, pack = torch.cuda.is_available(), case.get("pack", PACK)
     best = engine in ("trl-best", "trl-plugged")
     default = engine == "trl-default"
     kind = AutoModelForSequenceClassification if classify else AutoModelForCausalLM
     more = {"num_labels": 4} if classify else {}
     dtype = torch.bfloat16 if lora and not default else torch.float32
-    attention = "eager" if best else "sdpa"
+    attention = ("flash_attention_2" if cuda else "eager") if best else "sdpa"
     hf = kind.from_pretrained(model, dtype=dtype, attn_implementation=attention, **more)
     config = LoraConfig(
         r=16, lora_alpha=32, target_modules="all-linear", task_type="SEQ_CLS" if classify else "CAUSAL_LM"
@@ -186,7 +190,7 @@ def trainer(model: Path, case: dict[str, Any], steps: int, engine: str) -> dict[
         "save_strategy": "no",
         "logging_strategy": "no",
         "disable_tqdm": True,
-        "use_cpu": True,
+        "use_cpu": not cuda,
         "bf16": True,
         "max_grad_norm": 1.0,
         "optim": "adamw_torch",
@@ -234,8 +238,9 @@ def trainer(model: Path, case: dict[str, Any], steps: int, engine: str) -> dict[
             plug(hf)
         args = SFTConfig(
             **common,
-            max_length=PACK,
+            max_length=pack,
             packing=best,
+            use_liger_kernel=cuda and best,
             per_device_train_batch_size=1 if best else 8,
             gradient_accumulation_steps=PACKS if best else 4,
         )

@@ -114,6 +114,18 @@ def logits_gradient(
     return shares.mul_(weights[:, None]).to(logits.dtype), loss
 
 
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """x / rms(x) * weight over the last dimension; on CUDA PyTorch's own kernel."""
+    if x.is_cuda:
+        return nn.functional.rms_norm(x, weight.shape, weight, epsilon)
+    return Norm.apply(x, weight, epsilon)
+
+
+def gated(gate: Tensor, other: Tensor) -> Tensor:
+    """silu(gate) * other."""
+    return nn.functional.silu(gate) * other if gate.is_cuda else Gated.apply(gate, other)
+
+
 class Norm(torch.autograd.Function):
     """x / rms(x) * w (Zhang and Sennrich 2019, RMSNorm, eq. 4); keeps x and 1 / rms."""
 

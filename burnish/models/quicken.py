@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from burnish.models.attention import attend
-from burnish.models.fused import Gated, Norm, Turned
+from burnish.models.fused import Turned, gated, rms_norm
 
 
 def install(hf: nn.Module) -> dict[str, int]:
@@ -80,7 +80,7 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def _norm(module: Any, hidden_states: Tensor) -> Tensor:
-    return Norm.apply(hidden_states, module.weight, _epsilon(module))
+    return rms_norm(hidden_states, module.weight, float(_epsilon(module) or 0.0))
 
 
 def _try_norm(module: Any) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def _is_gated(module: nn.Module) -> bool:
 
 
 def _gated(module: Any, x: Tensor) -> Tensor:
-    return module.down_proj(Gated.apply(module.gate_proj(x), module.up_proj(x)))
+    return module.down_proj(gated(module.gate_proj(x), module.up_proj(x)))
 
 
 def _try_gated(module: Any) -> dict[str, Any]:
