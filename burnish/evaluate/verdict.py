@@ -206,19 +206,22 @@ def _worth(climb: _Climb, trained: Collection[str]) -> str:
     metric = climb.scores[tuned].metric
     if gain is None:
         return f"{_capital(_title(tuned))} and {_title(asked)} were not compared, so whether tuning pays is open."
+    named = _title(tuned)
+    if gain.source.claim and tuned != climb.best([name for name in climb.scores if name in trained]):
+        named += " (chosen by validation rows, before the test)"  # else the reader wonders why not the best one
     if not gain.significant:
         return (
-            f"Tuning is not shown to pay: {_title(tuned)} differs from {_title(asked)} in {metric} "
+            f"Tuning is not shown to pay: {named} differs from {_title(asked)} in {metric} "
             f"by {_number(gain.value)} ({gain}), which may be luck."
         )
     over = climb.gain(tuned, climb.reference) if climb.floor else None
     if gain.value > 0 and over is not None and not (over.significant and over.value > 0):
-        beaten = f"{_title(tuned)} improves {metric} over {_title(asked)} by {_number(gain.value)} ({gain})"
+        beaten = f"{named} improves {metric} over {_title(asked)} by {_number(gain.value)} ({gain})"
         return f"Tuning is not shown to pay: {beaten}, but is not shown to be better than {FLOOR}."
     if gain.value > 0:
-        return f"Tuning pays: {_title(tuned)} improves {metric} over {_title(asked)} by {_number(gain.value)} ({gain})."
+        return f"Tuning pays: {named} improves {metric} over {_title(asked)} by {_number(gain.value)} ({gain})."
     loss = replace(gain, value=-gain.value, low=-gain.high, high=-gain.low)
-    return f"Tuning does not pay: {_title(asked)} is better than {_title(tuned)} by {_number(-gain.value)} ({loss})."
+    return f"Tuning does not pay: {_title(asked)} is better than {named} by {_number(-gain.value)} ({loss})."
 
 
 def _notes(

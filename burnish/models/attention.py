@@ -97,7 +97,8 @@ def attend(
         raise NotImplementedError(f"packed attention has no {odd or 'two-sided window'}")
     spans = getattr(seat.layout, side)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))  # (T, heads, D)
+    # under somebody's autocast rotated heads are wider than values
+    q, k, v = (part[0].transpose(0, 1).to(value.dtype) for part in (query, key, value))  # (T, heads, D)
     softcap = others.get("softcap")
     plain = bool(dropout or softcap or position_bias is not None)
     if q.is_cuda and not plain and q.dtype in (torch.bfloat16, torch.float16):

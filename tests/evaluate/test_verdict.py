@@ -1,5 +1,7 @@
 """The truth table of the verdict: every branch, both directions, and sentences a manager can read."""
 
+import dataclasses
+
 import pytest
 
 from burnish.evaluate.verdict import _number, decide
@@ -224,3 +226,10 @@ def test_the_pair_chosen_beforehand_speaks_and_its_p_stands_alone():
     assert (
         "Tuning is not shown to pay: full fine-tuning" in judge(rungs, [replace(chosen, claim=False), other]).sentence
     )
+
+
+@pytest.mark.parametrize(("claimed", "said"), [("lora", True), ("full", False)])
+def test_a_claim_about_another_rung_than_the_best_says_who_chose_it(claimed, said):
+    pairs = [versus("few-shot", name, 0.28) for name in ("lora", "full")]
+    told = judge([FLOOR, FEW, LORA, FULL], [dataclasses.replace(item, claim=item.b == claimed) for item in pairs])
+    assert ("(chosen by validation rows, before the test)" in told.sentence) is said
