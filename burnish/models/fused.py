@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from burnish.models import kernels
 from burnish.models.layout import rounded
 
-CHUNK = 1 << 25  # logits held at once: 64 MB in bfloat16, a whole pack of 1,024 tokens for 32,000 words
+CHUNK = 1 << 23  # logits held at once: 16 MB in bfloat16
+TRAINED = 1 << 25  # the same where the head is trained: every chunk adds to a float32 gradient as large as the head
 
 
 def linear_cross_entropy(
@@ -46,7 +47,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dweight = torch.zeros_like(weight, dtype=total.dtype) if wants_weight else None
         dbias = torch.zeros_like(bias, dtype=total.dtype) if wants_bias and bias is not None else None
         size = len(weight)
-        step = max(CHUNK // size, 1)
+        step = max((TRAINED if wants_weight else CHUNK) // size, 1)
         for start in range(0, len(hidden), step):
             part = slice(start, start + step)
             rows, told, worth = hidden[part], targets[part], weights[part]

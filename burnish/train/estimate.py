@@ -26,7 +26,7 @@ NOMINAL_FLOPS, NOMINAL_CALL = 1e11, 2e-5  # of no machine in particular: the cho
 WORTH = 0.1  # a larger micro-batch is taken while calls cost more than this share of the arithmetic
 STATES = {"adamw": 8.0, "adam": 8.0, "sgd": 4.0, "adamw-8bit": 2.0, "adafactor": 0.1}  # bytes for a trained number
 NF4 = 0.516  # bytes of a weight in 4 bits, constants included (Dettmers et al. 2023, QLoRA, section 3)
-CHUNK = 1 << 25  # logits held at once, as models/fused.py cuts them
+CHUNK, TRAINED = 1 << 23, 1 << 25  # logits held at once, as models/fused.py cuts them
 KERNELS = 1600  # that are kept at most: 2,600 shapes took 1.1 GB (docs/log.md)
 KEPT_CHECKPOINTS = 3  # two kept, and the one being written
 
@@ -351,7 +351,7 @@ def _logits(work: Work, batch: Load, fit: Fit) -> float:
     told = 0.0
     for item in work.shape.linears:
         if item.at == "supervised":
-            rows = min(batch.supervised, max(CHUNK / item.outputs, 1.0))
+            rows = min(batch.supervised, max((TRAINED if item.trained else CHUNK) / item.outputs, 1.0))
             told += fit.logits * 4.0 * item.outputs * rows + batch.supervised * item.inputs * work.element
             told += 12.0 * item.inputs * item.outputs * item.trained  # summed in float32, one chunk's, the embedding's
     return told

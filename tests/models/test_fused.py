@@ -89,7 +89,7 @@ def test_turned(dtype: torch.dtype, way: bool) -> None:
 @DTYPES
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_linear_cross_entropy(smoothing: float, dtype: torch.dtype, way: bool, monkeypatch: Any) -> None:
-    monkeypatch.setattr(fused, "CHUNK", 300)  # several chunks, the last one smaller
+    monkeypatch.setattr(fused, "TRAINED", 300)  # several chunks, the last one smaller
     targets, weights = torch.arange(17) * 5 % 97, draw(17, seed=5).abs()
     weights[3] = 0
 
