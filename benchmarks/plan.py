@@ -17,7 +17,6 @@ import argparse
 import json
 import math
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -94,6 +93,12 @@ def _file(results: Path, case: str) -> Path:
 
 
 # --- one case, in a process of its own -------------------------------------------------------------------------
+
+
+def peak_memory() -> int:
+    """Most bytes this process has had in memory; Linux's getrusage would count what its parent had before it began."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
 
 
 def measure(case: str, work: Path, results: Path) -> None:
@@ -219,7 +224,7 @@ def one(case: str, work: Path) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(task))
     burnish.train(str(path), rung=rung, again=True, say=lambda _, event: events.append((event, time.process_time())))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_memory()
     needs = next(event.numbers["needs"] for event, _ in events if event.kind == "started")
     timed = [
         (event.numbers["tokens"], event.numbers["tokens"] / event.numbers["tokens_per_second"], clock - before)

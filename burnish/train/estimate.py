@@ -52,22 +52,22 @@ class Fit:
     memory, seconds: relative error bound of a prediction.
     """
 
-    kept: float = 0.75
-    scratch: float = 3.8
+    kept: float = 1.45
+    scratch: float = 52.0
     probabilities: float = 0.0
-    logits: float = 1.9
+    logits: float = 0.473
     loading: float = 1.0
-    update: float = 0.0
-    process: float = 70e6
-    arithmetic: float = 1.1
-    stream: float = 1.75
-    attention: float = 4.4
-    words: float = 6.9
-    calls: float = 9.0
-    passes: float = 13.0
-    step: float = 0.002
-    kernel: float = 0.43e6
-    compiling: float = 0.00045
+    update: float = 0.001
+    process: float = 29e6
+    arithmetic: float = 1.36
+    stream: float = 0.234
+    attention: float = 0.75
+    words: float = 23.0
+    calls: float = 240.0
+    passes: float = 23.5
+    step: float = 0.0005
+    kernel: float = 0.1e6
+    compiling: float = 4.8e-05
     memory: float = 0.1
     seconds: float = 0.2
 
