@@ -44,7 +44,7 @@ CASES: dict[str, dict[str, Any]] = {
         },
         "base": "models/stories3m-bitnet",
         "rungs": ["zero-shot", "few-shot", "lora"],
-        "few-shot": {"shots": [2], "orders": 1, "rows": 40},
+        "few-shot": {"shots": [2], "orders": 1, "budget": 120},
         "train": {"epochs": 2},
     },
     "movie-reviews": {
@@ -57,7 +57,21 @@ CASES: dict[str, dict[str, Any]] = {
             "test": 0.3,
         },
         "base": "burnish-tiny",
-        "few-shot": {"shots": [2], "orders": 1, "rows": 30},
+        "few-shot": {"shots": [2], "orders": 1, "budget": 90},
+        "train": {"epochs": 2, "batch_size": 8},
+    },
+    "movie-reviews-bitnet": {
+        "goal": {"task": "classify", "target": 0.7},
+        "data": {
+            "files": ["data/sentiment-movie-reviews/data.jsonl"],
+            "too_long": "cut-prompt",
+            "max_length": 256,
+            "on_problem": "drop",
+            "test": 0.3,
+        },
+        "base": "models/stories3m-bitnet",
+        "rungs": ["zero-shot", "few-shot", "lora"],
+        "few-shot": {"shots": [1], "orders": 1, "budget": 90},
         "train": {"epochs": 2, "batch_size": 8},
     },
     "trec": {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from markupsafe import Markup
@@ -132,7 +133,8 @@ def _edge(x: float) -> str:
 
 
 def _short(value: float) -> str:
-    return f"{value:,.6g}".replace("-", "−")
+    text = f"{value:,.6g}"
+    return (f"{Decimal(text):f}" if "e-" in text else text).replace("-", "−")
 
 
 def losses(rung: str, curve: Sequence[Mapping[str, Any]], best: int | None) -> Markup:
