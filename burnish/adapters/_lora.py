@@ -61,13 +61,17 @@ class Update(torch.autograd.Function):
         """x (..., in), a (r, in), b (out, r); y (..., out) in `dtype`, in which all products are computed."""
         rows = x.reshape(-1, x.shape[-1]).to(dtype)  # (N, in)
         weight = frozen(base, dtype).T
-        out = rows @ weight if bias is None else torch.addmm(bias.to(dtype), rows, weight)
+        whole = rows.new_empty(
+            *x.shape[:-1], weight.shape[1]
+        )  # given back itself, not a view: Falcon adds to it in place
+        out = whole.view(len(rows), -1)
+        torch.mm(rows, weight, out=out) if bias is None else torch.addmm(bias.to(dtype), rows, weight, out=out)
         read, mask = torch.native_dropout(rows, dropout, True) if dropout else (rows, None)
         inner = read @ a.to(dtype).T  # (N, r)
         out.addmm_(inner, b.to(dtype).T, alpha=scale)
         ctx.save_for_backward(x, inner, a, b, mask)
         ctx.base, ctx.scale, ctx.dropout, ctx.dtype = base, scale, dropout, dtype
-        return out.view(*x.shape[:-1], -1)
+        return whole
 
     @staticmethod
     @once_differentiable

@@ -199,3 +199,12 @@ def test_dora_notices_that_its_update_moved(evaluating):
     with torch.no_grad():
         made.lora_B.mul_(3)
     torch.testing.assert_close(made(x), plain(made, x))
+
+
+def test_what_comes_out_may_be_added_to_in_place():
+    """As Falcon and BLOOM do with their residual."""
+    layer = LoraLinear(nn.Linear(6, 5), 2, 4.0)
+    out = layer(torch.randn(2, 3, 6))
+    out += 1
+    out.sum().backward()
+    assert layer.lora_B.grad is not None
