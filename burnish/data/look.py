@@ -15,8 +15,9 @@ from typing import Any
 
 from burnish import kinds
 from burnish.data import readers
+from burnish.data.files import Source
 from burnish.data.guess import SAMPLE, Choice, choose
-from burnish.data.readers import Source, TextMode
+from burnish.data.readers import TextMode
 from burnish.data.rows import SHOWN, Bad, Row, ShapeProblem, counted
 from burnish.data.validate import BadRows, check, ordered, told
 from burnish.records import Example

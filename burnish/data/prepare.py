@@ -25,9 +25,9 @@ import psutil
 from burnish import store
 from burnish.data import readers
 from burnish.data.duplicates import SPAN, Groups, Indices, NearDuplicates, key, normal, runs
+from burnish.data.files import Source
 from burnish.data.guess import Choice
 from burnish.data.look import KEPT, Guess, decide, load, look
-from burnish.data.readers import Source
 from burnish.data.rows import SHOWN, Bad, counted
 from burnish.data.split import NAMES, TEST, TRAIN, VALIDATION, drawn, split
 from burnish.data.validate import CLASSES, BadRows, Remarks, label_warnings, ordered, spellings, told

@@ -14,6 +14,7 @@ from typing import Any
 
 from burnish import kinds
 from burnish.data import readers
+from burnish.data.files import Source
 from burnish.data.rows import Bad, ShapeProblem, mostly, one
 from burnish.errors import DataError
 from burnish.records import Example, Message, Problem
@@ -68,7 +69,7 @@ def questions(name: str, shape: str, columns: Mapping[str, Any], labels: Sequenc
                 yield Question(item.values, None, told)
 
 
-def _labelled(source: readers.Source, labels: Sequence[str]) -> bool:
+def _labelled(source: Source, labels: Sequence[str]) -> bool:
     """Whether the first lines of a text file begin with classes."""
     head = [item.values["line"] for item in islice(readers.read(source, "line"), 100) if not isinstance(item, Bad)]
     return mostly(head, lambda line: str(line).split(maxsplit=1)[:1] in [[label] for label in labels])

@@ -8,8 +8,8 @@ from collections import Counter
 import pytest
 from made_data import reviews, task, write
 
+from burnish.data import files
 from burnish.data import prepare as floor
-from burnish.data import readers
 from burnish.data.prepare import examples, iterate, look, prepare
 from burnish.data.split import NAMES
 from burnish.data.validate import BadRows, label_key, ordered, spellings, told
@@ -86,7 +86,7 @@ def test_unknown_roles_and_missing_answers(tmp_path):
 
 
 def test_a_huge_line_is_refused_by_number(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "LINE", 2**16)
+    monkeypatch.setattr(files, "LINE", 2**16)
     rows = reviews(10)
     rows[4] = {"text": "x" * 2**17, "label": "good"}
     write(tmp_path, "a.jsonl", rows)

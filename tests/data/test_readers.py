@@ -9,7 +9,7 @@ import types
 import pytest
 from made_data import write
 
-from burnish.data import readers
+from burnish.data import files, readers
 from burnish.data.rows import Bad, Row
 from burnish.errors import DataError, MissingExtra
 
@@ -85,7 +85,7 @@ def test_latin_1_is_named_by_line_and_column(tmp_path):
 
 
 def test_a_long_line_is_refused_by_number_and_the_next_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "LINE", 2**20)
+    monkeypatch.setattr(files, "LINE", 2**20)
     for length in (2**20 - 12, 2**20 - 11, 2**20, 3 * 2**20):  # the line end is the last byte read, the next, or later
         found = rows(tmp_path, "a.jsonl", '{"text": "a"}\n{"text": "' + "x" * length + '"}\n{"text": "b"}\n')
         assert places(found) == [("Row", 1), ("Bad", 2), ("Row", 3)]
