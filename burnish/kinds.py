@@ -106,9 +106,22 @@ def source(folder: str, name: str) -> Path:
 
 @cache
 def settings(folder: str, name: str) -> tuple[Setting, ...]:
-    """The fields of the file's `class Settings`, read from its source: name, type, default, reason, range."""
-    tree = ast.parse(source(folder, name).read_text(encoding="utf-8"))
-    for node in tree.body:
+    """The fields of the file's `class Settings`, read from its source: name, type, default, reason, range.
+
+    Kinds with the same settings import the class from a file of their folder whose name begins with `_`.
+    """
+    path = source(folder, name)
+    shared = f"burnish.{folder.replace('/', '.')}._"
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if not isinstance(node, ast.ImportFrom) or "Settings" not in {item.name for item in node.names}:
+            continue
+        if node.module and node.module.startswith(shared):
+            return _fields(path.with_name(f"{node.module.rpartition('.')[2]}.py"))
+    return _fields(path)
+
+
+def _fields(path: Path) -> tuple[Setting, ...]:
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ClassDef) and node.name == "Settings":
             return tuple(_setting(item) for item in node.body if isinstance(item, ast.AnnAssign))
     return ()

@@ -157,6 +157,21 @@ PAIR_SIDES = {
 }
 
 
+# what every architecture can be made small with
+SMALL = {
+    "vocab_size": 90,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 96,
+    "pad_token_id": 1,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+}
+
+
 # --- rows and runs on them -----------------------------------------------------------------------------------
 
 LABELS = ("bad", "fair", "good")

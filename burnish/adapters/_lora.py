@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -20,22 +21,39 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from burnish.errors import TaskError
+from burnish.kinds import setting
 from burnish.models.model import Model
 
 
-def frozen(base: nn.Module, dtype: torch.dtype) -> Tensor:
+@dataclass(frozen=True)
+class Settings:
+    """Keys of `lora:` and `qlora:` in task.yaml."""
+
+    rank: int = setting(8, "rank of the update of each layer", low=1, high=4096)
+    alpha: float = setting(16.0, "the update is scaled by alpha / rank", low=0)
+    targets: list[str] = setting([], "layer names, e.g. [q_proj, v_proj]; empty: every linear layer but the head")
+    use_rslora: bool = setting(
+        False, "rsLoRA: scale by alpha / sqrt(rank), so that high ranks learn as fast as low ones"
+    )
+    use_dora: bool = setting(
+        False, "DoRA: train the length of each output's weights apart from their direction; slower"
+    )
+
+
+def frozen(base: Any, dtype: torch.dtype) -> Tensor:
     """The (out, in) weight of a frozen linear layer of any kind."""
     if hasattr(base, "dequantized"):
-        return base.dequantized(dtype)  # type: ignore[operator, no-any-return]
-    weight = base.weight.T if type(base).__name__ == "Conv1D" else base.weight
-    return weight.to(dtype)  # type: ignore[operator, union-attr, return-value]
+        weight: Tensor = base.dequantized(dtype)
+    else:
+        weight = base.weight.T if type(base).__name__ == "Conv1D" else base.weight
+    return weight.to(dtype)
 
 
-def _size(base: nn.Module) -> tuple[int, int]:
+def _size(base: Any) -> tuple[int, int]:
     """(out, in) of a linear layer of any kind."""
     if type(base).__name__ == "Conv1D":
-        return base.weight.shape[1], base.weight.shape[0]  # type: ignore[union-attr, index, return-value]
-    return base.out_features, base.in_features  # type: ignore[return-value]
+        return base.weight.shape[1], base.weight.shape[0]
+    return base.out_features, base.in_features
 
 
 class Update(torch.autograd.Function):

@@ -6,34 +6,18 @@ Source: Hu et al. 2021, LoRA, eq. 3.  The layer and its gradient are in _lora.py
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from burnish.adapters import _lora
-from burnish.adapters._lora import disabled, merge
+from burnish.adapters._lora import Settings, disabled, merge
 from burnish.adapters._peft import load, save, tensors
-from burnish.kinds import setting
 from burnish.models.model import Model
 
 COST = 40
 RATE = 5e-4  # ten times full tuning's: Schulman et al. 2025, LoRA Without Regret
 CARRIES_BASE = False
 MERGES = True
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Keys of `lora:` in task.yaml."""
-
-    rank: int = setting(8, "rank of the update of each layer", low=1, high=4096)
-    alpha: float = setting(16.0, "the update is scaled by alpha / rank", low=0)
-    targets: list[str] = setting([], "layer names, e.g. [q_proj, v_proj]; empty: every linear layer but the head")
-    use_rslora: bool = setting(
-        False, "rsLoRA: scale by alpha / sqrt(rank), so that high ranks learn as fast as low ones"
-    )
-    use_dora: bool = setting(
-        False, "DoRA: train the length of each output's weights apart from their direction; slower"
-    )
 
 
 def attach(model: Model, settings: Mapping[str, Any], dropout: float, seed: int) -> None:

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from burnish.adapters import _lora, _peft
-from burnish.adapters._lora import disabled
+from burnish.adapters._lora import Settings, disabled
 from burnish.adapters._peft import tensors
-from burnish.kinds import setting
 from burnish.models import quantize, shards
 from burnish.models.model import Model
 
@@ -33,21 +32,6 @@ FORMAT = {  # as transformers.BitsAndBytesConfig has it
     "bnb_4bit_quant_type": "nf4",
     "bnb_4bit_use_double_quant": True,
 }
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Keys of `qlora:` in task.yaml."""
-
-    rank: int = setting(8, "rank of the update of each layer", low=1, high=4096)
-    alpha: float = setting(16.0, "the update is scaled by alpha / rank", low=0)
-    targets: list[str] = setting([], "layer names, e.g. [q_proj, v_proj]; empty: every linear layer but the head")
-    use_rslora: bool = setting(
-        False, "rsLoRA: scale by alpha / sqrt(rank), so that high ranks learn as fast as low ones"
-    )
-    use_dora: bool = setting(
-        False, "DoRA: train the length of each output's weights apart from their direction; slower"
-    )
 
 
 def attach(model: Model, settings: Mapping[str, Any], dropout: float, seed: int) -> None:

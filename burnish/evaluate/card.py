@@ -34,12 +34,12 @@ Library = Literal["peft", "transformers", "burnish"]
 class Facts:
     """What the card says about the artifact's files.
 
-    library: what loads them without Burnish; burnish for a prompt recipe or a probe.  auto: the transformers class.
+    loader: what loads them without Burnish; burnish for a prompt recipe or a probe.  auto: the transformers class.
     outputs: classes (or 1 number) of a head; 0 for a language model.  license: of the base ('' when unknown).
     files: name -> SHA-256.
     """
 
-    library: Library = "transformers"
+    loader: Library = "transformers"
     auto: str = "AutoModelForCausalLM"
     outputs: int = 0
     license: str = ""
@@ -48,15 +48,15 @@ class Facts:
 
 def facts_of(report: Report, rung: RungResult) -> Facts:
     """The facts that the records alone tell, for a page that does not open the artifact."""
-    library: Library = "burnish"
+    loader: Library = "burnish"
     if rung.rung in kinds.names("adapters"):
-        library = "transformers" if kinds.constants("adapters", rung.rung)["CARRIES_BASE"] else "peft"
+        loader = "transformers" if kinds.constants("adapters", rung.rung)["CARRIES_BASE"] else "peft"
     heads = {"classify": len(report.data.get("labels") or ()), "regress": 1}
     outputs = heads.get(str(rung.settings.get("method")), 0)
     speaking = {"encoder": "AutoModelForMaskedLM", "encoder-decoder": "AutoModelForSeq2SeqLM"}
     auto = speaking.get(str(report.base.get("kind")), "AutoModelForCausalLM")
     license = str(report.base.get("license") or "")
-    return Facts(library, "AutoModelForSequenceClassification" if outputs else auto, outputs, license)
+    return Facts(loader, "AutoModelForSequenceClassification" if outputs else auto, outputs, license)
 
 
 def usage(report: Report, rung: RungResult, facts: Facts) -> list[tuple[str, str, str]]:
@@ -69,10 +69,10 @@ def usage(report: Report, rung: RungResult, facts: Facts) -> list[tuple[str, str
     ]
     begin = f"from transformers import {facts.auto}, AutoTokenizer\n\nfolder = {text}\n"
     begin += "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
-    if facts.library == "transformers":
+    if facts.loader == "transformers":
         load = f"model = {facts.auto}.from_pretrained(folder)"
         ways.append(("Without Burnish: transformers", "python", begin + load))
-    if facts.library == "peft":
+    if facts.loader == "peft":
         many = f", num_labels={facts.outputs}" if facts.outputs else ""
         load = "base = PeftConfig.from_pretrained(folder).base_model_name_or_path\n"
         load += f"model = {facts.auto}.from_pretrained(base{many})\nmodel = PeftModel.from_pretrained(model, folder)"
@@ -123,10 +123,10 @@ def front(report: Report, rung: RungResult, facts: Facts) -> dict[str, Any]:
     """The Hub's metadata; the licence of a derivative is its base's, so an unknown one is said to be unknown."""
     pipeline = PIPELINES.get(facts.auto, "text-generation")
     found: dict[str, Any] = {
-        "library_name": facts.library,
+        "library_name": facts.loader,
         "license": facts.license or "unknown",
         "base_model": str(report.base.get("name", "")),
-        "base_model_relation": "adapter" if facts.library == "peft" else "finetune",
+        "base_model_relation": "adapter" if facts.loader == "peft" else "finetune",
         "pipeline_tag": pipeline,
         "tags": ["burnish", rung.rung, str(report.goal.get("task", ""))],
         "metrics": [score.metric for score in rung.scores],
@@ -160,7 +160,7 @@ def _what(report: Report, rung: RungResult, facts: Facts) -> str:
         if goal.get("target") is not None
         else ""
     )
-    kind = "A recipe for" if facts.library == "burnish" else f"A {safe(rung.rung)} fine-tune of"
+    kind = "A recipe for" if facts.loader == "burnish" else f"A {safe(rung.rung)} fine-tune of"
     return (
         f"{kind} {safe(base.get('name', 'the base model'))}, made to {safe(goal.get('task', 'answer'))}{aim}, "
         f"and measured on test rows that neither trained nor chose it.\n\n> {safe(report.verdict.sentence)}"

@@ -60,7 +60,7 @@ def test_results_stand_beside_the_prompt_rungs_with_intervals() -> None:
 def test_each_library_has_its_own_way_in() -> None:
     report, _, _ = classes()
     rungs = {rung.rung: rung for rung in report.rungs}
-    assert facts_of(report, rungs["few-shot"]).library == "burnish"
+    assert facts_of(report, rungs["few-shot"]).loader == "burnish"
     assert "PeftModel.from_pretrained" in card(report, rungs["lora"])
     full = card(report, rungs["full"])
     assert "PeftModel" not in full

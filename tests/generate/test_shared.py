@@ -18,18 +18,6 @@ from burnish.models.model import Model
 from burnish.tokens.encode import Tokens
 
 EXACT = {"rel": 1e-6, "abs": 1e-6}  # float32 keeps 6e-8 of a sum; the tiny models' wide weights lose one digit
-SMALL = {
-    "vocab_size": 90,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 48,
-    "max_position_embeddings": 96,
-    "pad_token_id": 1,
-    "bos_token_id": 0,
-    "eos_token_id": 2,
-}
 FAMILIES = {  # what a prompt of 40 ids with answers behind it can be run as; windows are wider than what is tried
     "qwen2": ({}, "tree"),
     "mistral": ({"sliding_window": 24}, "chain"),
@@ -66,7 +54,9 @@ def kind_in_double(request, tmp_path_factory):
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request, tmp_path_factory):
     own, able = FAMILIES[request.param]
-    hf = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(request.param, **SMALL | own))
+    hf = transformers.AutoModelForCausalLM.from_config(
+        transformers.AutoConfig.for_model(request.param, **tiny.SMALL | own)
+    )
     tiny.redraw(dict(hf.named_parameters()))
     hf.save_pretrained(made := tmp_path_factory.mktemp(request.param))
     return load.load(base.inspect(str(made)), Head("language"), dropout=0.0).eval(), able

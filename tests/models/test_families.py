@@ -14,18 +14,6 @@ from burnish.models import base, load
 from burnish.tokens.batch import collate, join
 from burnish.tokens.encode import Tokens
 
-SMALL = {
-    "vocab_size": 90,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 48,
-    "max_position_embeddings": 96,
-    "pad_token_id": 1,
-    "bos_token_id": 0,
-    "eos_token_id": 2,
-}
 DECODERS = {
     "qwen2": {},
     "qwen3": {"head_dim": 8},
@@ -66,7 +54,7 @@ _made = {}
 
 def folder(family, made):
     if family not in _made:
-        own = {**SMALL, **{**DECODERS, **ENCODERS, **PAIRS}[family]}
+        own = {**tiny.SMALL, **{**DECODERS, **ENCODERS, **PAIRS}[family]}
         config = transformers.AutoConfig.for_model(family, **own)
         hf = getattr(transformers, f"AutoModelFor{AUTO[FAMILIES[family]]}").from_config(config)
         tiny.redraw(dict(hf.named_parameters()))
