@@ -7,7 +7,7 @@ its first line is compared with its peak resident memory and its mean step.  PAT
 --busy compares seconds of the processor instead of the clock's: with OMP_NUM_THREADS=1 they are nearly those of a quiet
 machine.
 What has been measured is kept in FOLDER (default BURNISH_HOME/plan), so that a stopped benchmark goes on; --again
-measures anew, rates of the machine included.  --fit prints the constants of train/estimate.py that fit the measured
+measures anew, rates of the machine included.  --fit prints the constants of train/costs.py that fit the measured
 best, and what they would give; nothing is run.  The last line of --json is one object.
 """
 
@@ -261,8 +261,8 @@ def _plain(value: Any) -> Any:
 
 def again(result: Mapping[str, Any], constants: Any) -> tuple[float, float]:
     """(bytes, seconds a step) that given constants predict for a measured case."""
-    from burnish.train import estimate
-    from burnish.train.estimate import Linear, Machine, Rows, Shape, Side, Work
+    from burnish.train import costs
+    from burnish.train.terms import Linear, Machine, Rows, Shape, Side, Work
 
     told = dict(result["work"])
     shape = dict(told["shape"])
@@ -276,12 +276,12 @@ def again(result: Mapping[str, Any], constants: Any) -> tuple[float, float]:
         **{**result["machine"], "products": {(a, b): (c, d, e) for a, b, c, d, e in result["machine"]["products"]}}
     )
     cut = result["needs"]["micro_tokens"], result["needs"]["recompute"]
-    peak = estimate.memory(run, *cut, machine, constants)["peak"]
-    return peak, estimate.seconds(run, *cut, machine, constants)["step"]
+    peak = costs.memory(run, *cut, machine, constants)["peak"]
+    return peak, costs.seconds(run, *cut, machine, constants)["step"]
 
 
 def _row(result: Mapping[str, Any]) -> str:
-    from burnish.train.estimate import FIT
+    from burnish.train.costs import FIT
 
     peak, step = again(result, FIT)
     parts = [f"{result['case']:38} {result['needs']['micro_tokens']:6} "]
@@ -301,7 +301,7 @@ def _shares(found: list[dict[str, Any]], constants: Any) -> dict[str, float]:
 
 
 def table(found: list[dict[str, Any]], as_json: bool) -> int:
-    from burnish.train.estimate import FIT
+    from burnish.train.costs import FIT
 
     print(f"{'case':38} {'micro':>6} {'MB said':>8} {'MB took':>8} {'off':>7}   {'s said':>8} {'s took':>8} {'off':>7}")
     for result in found:
@@ -326,7 +326,7 @@ def fit(found: list[dict[str, Any]]) -> int:
     """Print the constants that predict the measured cases best; each is drawn a little towards what it is now."""
     from scipy.optimize import least_squares
 
-    from burnish.train.estimate import FIT
+    from burnish.train.costs import FIT
 
     chosen = FIT
     for names, which, measured in ((MEMORY, 0, "peak"), (TIME, 1, "step")):

@@ -21,7 +21,7 @@ import torch
 
 from burnish import store
 from burnish.train import memory
-from burnish.train.estimate import Machine, Shape
+from burnish.train.terms import Machine, Shape
 
 ROWS = 512  # tokens of a measured product
 WIDEST = 4096  # of a measured matrix: larger ones are as fast

@@ -24,8 +24,8 @@ from burnish.task import Task
 from burnish.tokens.batch import Batches
 from burnish.tokens.encode import Tokens
 from burnish.train import optim
-from burnish.train.estimate import At, Linear, Rows, Shape, Side, Work
 from burnish.train.plan import Plan
+from burnish.train.terms import At, Linear, Rows, Shape, Side, Work
 
 NOWHERE = 1 << 30  # no block
 EXACT = 20_000  # rows whose noise is drawn to count its tokens; of more, so many stand for all

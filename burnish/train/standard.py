@@ -17,7 +17,7 @@ from burnish import kinds
 from burnish.models.base import Base, Head
 from burnish.task import Task
 from burnish.train import describe, estimate
-from burnish.train.estimate import Machine, Rows, Work
+from burnish.train.terms import Machine, Rows, Work
 
 ROW = 512  # tokens of each row that is assumed
 ASSUMED = Task(rung_settings={"prompt-tuning": {"init": "random"}})  # no words without a tokenizer

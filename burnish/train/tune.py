@@ -30,9 +30,10 @@ from burnish.tokens.encode import Count, Encoding, Tokens, encode_all
 from burnish.tokens.tokenizer import Tokenizer
 from burnish.train import calibrate, checkpoint, describe, estimate, loop, memory, optim
 from burnish.train.distributed import Ranks
-from burnish.train.estimate import Estimate, Work
+from burnish.train.estimate import Estimate
 from burnish.train.plan import Plan, plan
 from burnish.train.run import Run
+from burnish.train.terms import Work
 
 LIGHTER = ("qlora", "lora", "full")  # rungs of one kind by what they need, least first
 

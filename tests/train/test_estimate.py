@@ -23,8 +23,9 @@ from burnish.models import base as models
 from burnish.models import load, quicken
 from burnish.models.base import Base, Head
 from burnish.tokens.batch import join
-from burnish.train import describe, estimate, memory, standard, tune
-from burnish.train.estimate import FIT, Fit, Linear, Machine, Rows, Shape, Side, Work
+from burnish.train import costs, describe, estimate, memory, standard, tune
+from burnish.train.costs import FIT, Fit
+from burnish.train.terms import Linear, Machine, Rows, Shape, Side, Work
 
 RATES = {(64, 64): (1e10, 2e10, 5e9)}
 MACHINE = Machine(1e12, 3e8, 1e12, RATES)
@@ -97,7 +98,7 @@ def test_well_known_bases_have_their_published_sizes(number: int, parameters: in
 
 @pytest.mark.parametrize("rung", kinds.names("adapters"))
 def test_every_trained_rung_is_weighed_without_a_folder(rung: str) -> None:
-    assert estimate.memory(standard.work(0, rung, 2), 512, True, MACHINE)["peak"] > MACHINE.resident
+    assert costs.memory(standard.work(0, rung, 2), 512, True, MACHINE)["peak"] > MACHINE.resident
 
 
 def test_the_largest_known_bases_have_their_published_sizes() -> None:
@@ -173,13 +174,13 @@ def test_what_forward_keeps_follows_the_widths(kind: str, rung: str, tmp_path_fa
 def test_seconds_by_hand() -> None:
     one = replace(work((100,), 1), batch_size=1, steps=1, validation=rows())
     bare = replace(one, shape=replace(one.shape, linears=(Linear(64, 64, trained=True),), calls=0))
-    told = estimate.seconds(bare, 1024, False, MACHINE, replace(PLAIN, arithmetic=1.0))
+    told = costs.seconds(bare, 1024, False, MACHINE, replace(PLAIN, arithmetic=1.0))
     flops = 2 * 64 * 64 * 100
     assert told["step"] == pytest.approx(flops / 1e10 + flops / 2e10 + flops / 5e9)
-    again = estimate.seconds(bare, 1024, True, MACHINE, replace(PLAIN, arithmetic=1.0))
+    again = costs.seconds(bare, 1024, True, MACHINE, replace(PLAIN, arithmetic=1.0))
     assert again["step"] - told["step"] == pytest.approx(flops / 1e10)  # recomputation is one more forward
     frozen = Linear(64, 64, trained=False, rank=4)
-    low = estimate.seconds(
+    low = costs.seconds(
         replace(bare, shape=replace(bare.shape, linears=(frozen,))),
         1024,
         False,
@@ -192,17 +193,17 @@ def test_seconds_by_hand() -> None:
 
 def test_memory_by_hand() -> None:
     one = work(validation=rows(10))
-    told = estimate.memory(one, 1024, False, MACHINE, replace(PLAIN, kept=1.0))
+    told = costs.memory(one, 1024, False, MACHINE, replace(PLAIN, kept=1.0))
     size = one.shape.trained
     assert told["weights"] == 4 * size
     assert told["gradients"] == told["best weights"] == 4 * size
     assert told["optimizer"] == 8 * size
     assert told["process"] == 3e8
     assert told["activations"] == 4 * one.shape.ids.kept * 500  # the two longest rows
-    half = estimate.memory(replace(one, element=2), 1024, False, MACHINE, replace(PLAIN, kept=1.0))
+    half = costs.memory(replace(one, element=2), 1024, False, MACHINE, replace(PLAIN, kept=1.0))
     assert half["weights"] == 6 * size  # rounded ones and their masters
     assert half["activations"] == told["activations"] / 2
-    assert estimate.memory(replace(one, optimizer="adamw-8bit"), 1024, False, MACHINE)["optimizer"] == 2 * size
+    assert costs.memory(replace(one, optimizer="adamw-8bit"), 1024, False, MACHINE)["optimizer"] == 2 * size
 
 
 def test_reading_weights_holds_them_in_float32_beside_their_mapped_files() -> None:
@@ -210,7 +211,7 @@ def test_reading_weights_holds_them_in_float32_beside_their_mapped_files() -> No
     one = work(element=2)
     for files, peak in ((538e6, 1066e6), (269e6, 804e6)):
         shape = replace(one.shape, parameters=134_515_008, trained=0, files=int(files))
-        told = estimate.memory(
+        told = costs.memory(
             replace(one, shape=shape), 1024, False, replace(MACHINE, resident=0.0), replace(FIT, process=0)
         )
         assert told["peak"] == pytest.approx(peak, rel=0.02)
@@ -220,7 +221,7 @@ def test_a_quantised_base_lies_in_four_bits() -> None:
     one = work(element=2)
     frozen = replace(one, shape=replace(one.shape, trained=0))
     small = replace(frozen, shape=replace(frozen.shape, quantised=frozen.shape.parameters))
-    told = [estimate.memory(item, 1024, False, MACHINE)["weights"] for item in (frozen, small)]
+    told = [costs.memory(item, 1024, False, MACHINE)["weights"] for item in (frozen, small)]
     assert told[1] / told[0] == pytest.approx(0.258, abs=1e-3)
 
 
@@ -232,7 +233,7 @@ def test_every_constant_moves_a_figure(name: str) -> None:
     files = replace(one, shape=replace(one.shape, files=10**10))  # where reading the weights is the peak
     large = replace(one, shape=replace(one.shape, trained=10**9))  # where the optimizer's step is
     more = [
-        [estimate.memory(item, 1024, False, MACHINE, fit)["peak"] for item in (files, large)] for fit in (FIT, changed)
+        [costs.memory(item, 1024, False, MACHINE, fit)["peak"] for item in (files, large)] for fit in (FIT, changed)
     ]
     assert told[0].to_json() != told[1].to_json() or more[0] != more[1]
 
@@ -249,8 +250,8 @@ def test_more_never_needs_less(lengths: list[int], blocks: int, cut: int, recomp
 
     def needs(item: Work, size: int = cut, again: bool = recompute) -> tuple[float, float]:
         same = replace(FIT, kernel=0.0, compiling=0.0)  # fewer micro-batches have fewer shapes to compile for
-        peak = estimate.memory(item, size, again, MACHINE, same)["peak"]
-        return peak, estimate.seconds(item, size, again, MACHINE, same)["all"]
+        peak = costs.memory(item, size, again, MACHINE, same)["peak"]
+        return peak, costs.seconds(item, size, again, MACHINE, same)["all"]
 
     peak, took = needs(one)
     deeper, longer = needs(work(tuple(lengths), blocks + 1, element=2)), needs(replace(one, steps=one.steps + 1))
@@ -330,7 +331,7 @@ def test_every_remedy_makes_it_fit(splits: bool) -> None:
 
 def test_a_budget_that_is_too_large_is_left_to_burnish() -> None:
     one = work((100,) * 300, 30, batch_size=300, micro_tokens=30000, recomputes=False)
-    room = 1.2 * estimate.memory(replace(one, micro_tokens=0), 128, False, MACHINE)["peak"]
+    room = 1.2 * costs.memory(replace(one, micro_tokens=0), 128, False, MACHINE)["peak"]
     machine = replace(MACHINE, memory=room)
     told = estimate.estimate(one, machine)
     assert told.verdict == "does not fit"
@@ -345,7 +346,7 @@ def test_where_nothing_helps_nothing_is_promised() -> None:
 
 
 def test_tight_lies_between() -> None:
-    peak = estimate.memory(work(micro_tokens=512), 512, True, MACHINE)["peak"]
+    peak = costs.memory(work(micro_tokens=512), 512, True, MACHINE)["peak"]
     told = [
         estimate.estimate(work(micro_tokens=512), replace(MACHINE, memory=peak * share)).verdict
         for share in (0.99, 1.01, 1.2)
