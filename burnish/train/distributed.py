@@ -4,8 +4,8 @@ In: the environment that torchrun (or `launch.py`) gives each process, and a mod
 reads the same with one process and with many.  The rows of a step do not depend on how many ranks there are: each takes
 a share of them, weights and losses are summed over all, and gradients are summed, never averaged.
 
-Two ways, both PyTorch's own: `Replicated` (every rank holds the whole model, gradients are all-reduced) and `Sharded`
-(FSDP2's `fully_shard`: weights, gradients and optimizer state are cut over the ranks; checkpoints by DCP).
+`Replicated`: every rank holds the whole model, and gradients are all-reduced.  A model that is too large for that is
+cut over the ranks: sharded.py.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from burnish.errors import CheckpointError, TrainError
+from burnish.errors import TrainError
 from burnish.models.model import Model
 from burnish.tokens.batch import Batch, Batches
 from burnish.train import checkpoint, memory
@@ -116,8 +116,10 @@ class Replicated(Ranks):
                 for value in model.trainable().values():  # drawn from one seed; now surely equal
                     dist.broadcast(value, 0)
             return self, precision
-        _shard(model, self.device, precision)
-        return Sharded(self.rank, self.size, self.device, self.local, True), torch.float32
+        from burnish.train import sharded
+
+        sharded.cut(model, self.device, precision)
+        return sharded.Sharded(self.rank, self.size, self.device, self.local, True), torch.float32
 
     def sum(self, *values: float) -> list[float]:
         told = self._each(*values)
@@ -182,129 +184,6 @@ class Replicated(Ranks):
         return folder / f"{step:06d}"
 
 
-@dataclass(frozen=True)
-class Sharded(Replicated):
-    """Every rank holds its share of each weight and fetches the rest of a layer when it comes to it.
-
-    Fetching is collective, so all ranks run equally many micro-batches: who has fewer runs one again, for nothing.
-    """
-
-    def passes(self, own: Iterable[Batch], batches: Batches) -> Iterable[tuple[Batch, bool]]:
-        own = list(own)
-        most = int(max(row[0] for row in self._each(len(own))))
-        return [(batch, True) for batch in own] + [(batches.spare(), False)] * (most - len(own))
-
-    def together(self, work: Callable[[], T]) -> T:
-        try:
-            return work()
-        except Exception as problem:
-            if not memory.ran_out(problem):
-                raise
-            raise TrainError(  # the others wait inside a layer: there is no going on together
-                "Out of memory",
-                f"rank {self.rank} of {self.size}",
-                "lower train.micro_tokens or data.max_length, or use more devices; the last checkpoint is intact",
-            ) from None
-
-    def reduce(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Nothing is left to do: backward has scattered the sums."""
-
-    def whole(self, value: Tensor) -> Tensor:
-        return value.full_tensor() if hasattr(value, "full_tensor") else value
-
-    def tensors(self, found: Checkpoint, group: str, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        import torch.distributed.checkpoint as dcp
-        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
-
-        if f"{group}.safetensors" in found.files:  # written by one process
-            return {name: self._laid_out(name, value, like) for name, value in found.tensors(group).items()}
-        reader = HuggingFaceStorageReader(str(found.path / group))
-        told = {}
-        for name, item in reader.read_metadata().state_dict_metadata.items():
-            shape = torch.empty(item.size, dtype=item.properties.dtype, device="meta")
-            told[name] = self._laid_out(name, shape, like)
-        dcp.load(told, storage_reader=reader)
-        return told
-
-    def _laid_out(self, name: str, value: Tensor, like: Mapping[str, Tensor]) -> Tensor:
-        """A full tensor (or a shape without numbers) as this rank's share of it."""
-        from torch.distributed.tensor import DTensor, Shard
-
-        model: Any = like.get(name.rpartition("|")[0] or name)
-        if model is None or model.shape != value.shape or not isinstance(model, DTensor):
-            return torch.empty_like(value, device="cpu") if value.is_meta else value
-        local = model.to_local()
-        if value.is_meta:
-            share = torch.empty_like(local, dtype=value.dtype)
-        else:
-            assert model.placements == (Shard(0),)
-            parts = value.chunk(self.size)
-            share = parts[self.rank] if self.rank < len(parts) else value[:0]
-        return DTensor.from_local(
-            share.to(self.device), model.device_mesh, model.placements, shape=model.shape, stride=model.stride()
-        )
-
-    def save(
-        self,
-        folder: Path,
-        step: int,
-        tensors: Mapping[str, Mapping[str, Tensor]],
-        state: Mapping[str, Any],
-        identity: Mapping[str, Any],
-    ) -> Path:
-        if not self.main:
-            if staged := self.tell(None):
-                self._write(Path(staged), tensors)
-            return folder / f"{step:06d}"
-        begun = []
-
-        def write(staged: Path) -> dict[str, dict[str, Any]]:
-            begun.append(self.tell(str(staged)))
-            return self._write(staged, tensors)
-
-        path = checkpoint.save(folder, step, tensors, state, identity, shards=write)
-        if not begun:  # that step was saved before
-            self.tell("")
-        return path
-
-    def _write(self, staged: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Any]]:
-        """Every rank writes and syncs its own shards; returns size and SHA-256 of all files."""
-        import torch.distributed.checkpoint as dcp
-        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
-
-        own = {}
-        for name, group in tensors.items():
-            if not group:
-                continue
-            writer = HuggingFaceStorageWriter(str(staged / name), save_distributed=True)
-            try:
-                dcp.save(dict(group), storage_writer=writer)
-            except dcp.CheckpointException as problem:
-                first = next(iter(problem.failures.values()))[0]
-                raise first if isinstance(first, OSError) else CheckpointError(str(first), str(staged)) from None
-            for path in (staged / name).glob(f"shard-{self.rank + 1:05d}-*"):
-                own[f"{name}/{path.name}"] = checkpoint.entry(path)
-        return {name: item for rank in range(self.size) for name, item in self.tell(own, rank).items()}
-
-    def gather(self, model: Model) -> None:
-        from torch.distributed.fsdp import FSDPModule
-
-        full: dict[int, nn.Parameter] = {}
-        for module in model.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()  # else its parameters are what the last forward pass read
-        for module in model.modules():
-            for name, value in module._parameters.items():
-                if value is None or not value.requires_grad or not hasattr(value, "full_tensor"):
-                    continue
-                if id(value) not in full:
-                    full[id(value)] = nn.Parameter(value.full_tensor().cpu())
-                if self.main:
-                    module._parameters[name] = full[id(value)]
-                else:
-                    full[id(value)] = value  # only its place is needed
-
-
 def visible() -> int:
     """How many processes suit this machine: one for every GPU, else one."""
     return torch.cuda.device_count() or 1
@@ -341,39 +220,6 @@ def fits(model: Model, device: torch.device, local: int) -> bool:
     stored = sum(value.numel() * value.element_size() for value in (*model.parameters(), *model.buffers()))
     room = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else memory.free() // local + stored
     return stored + 16 * trained <= ROOM * room
-
-
-def _shard(model: Model, device: torch.device, precision: torch.dtype) -> None:
-    """Cut a model over all ranks, block by block: blocks are the entries of its outermost lists of modules."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-
-    _ = model.packs, model.lays_bare  # they try the model out, which a cut one allows only as a whole
-    for value in model.parameters():
-        if value.is_floating_point():
-            value.data = value.data.to(torch.float32 if value.requires_grad else precision)
-    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    low = None if precision == torch.float32 else precision
-    policy = MixedPrecisionPolicy(low, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    # FSDP looks for tensors to hook in what a module returns, and does not look into Outputs
-    model.register_forward_hook(lambda module, told, out: (out, out._logits, out.hidden))
-    for block in _blocks(model.hf):
-        fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
-    model.register_forward_hook(lambda module, told, out: out[0])
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.set_gradient_divide_factor(1.0)  # a sum
-            module.set_force_sum_reduction_for_comms(True)
-
-
-def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The entries of outermost module lists; a list of one may be a block that runs many times (ALBERT)."""
-    for child in module.children():
-        if isinstance(child, nn.ModuleList) and len(child) > 1:
-            yield from child
-        else:
-            yield from _blocks(child)
 
 
 def _buckets(values: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
