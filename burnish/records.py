@@ -14,6 +14,7 @@ from typing import Any, Literal
 Label = str | float | tuple[str, ...]
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 ROLES: tuple[str, ...] = ("system", "developer", "user", "assistant", "tool")
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # what the choices of a question are called, in their order
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,9 @@ class Example:
     shape: the file of data/shapes it came through.
     messages: conversation, instruction and prompt shapes; the last assistant turn is the answer.
     text, pair: labelled and document shapes (`pair` is the second of two texts).
-    label: a class, several classes, or a number.
+    label: a class, several classes, a number, or the letter of the right choice.
+    choices: what may follow the question (choices shape, or two ranked answers, the better one first); the last
+    assistant turn is then the right one.
     """
 
     shape: str
@@ -52,6 +55,7 @@ class Example:
     text: str = ""
     pair: str | None = None
     label: Label | None = None
+    choices: tuple[str, ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
     id: str = ""
 
@@ -82,9 +86,9 @@ class Example:
         row: dict[str, Any] = {"id": self.id, "shape": self.shape, "file": self.where.file, "line": self.where.line}
         if self.messages:
             row["messages"] = [asdict(turn) for turn in self.messages]
-        for name in ("text", "pair", "label"):
+        for name in ("text", "pair", "label", "choices"):
             value = getattr(self, name)
-            if value not in (None, ""):
+            if value not in (None, "") and (value != () or name == "label"):
                 row[name] = list(value) if isinstance(value, tuple) else value
         if self.meta:
             row["meta"] = dict(self.meta)
@@ -101,6 +105,7 @@ class Example:
             text=row.get("text", ""),
             pair=row.get("pair"),
             label=tuple(label) if isinstance(label, list) else label,
+            choices=tuple(row.get("choices", ())),
             meta=row.get("meta", {}),
             id=row["id"],
         )
@@ -110,7 +115,8 @@ def content_hash(example: Example) -> str:
     """16 hex digits of SHA-256 over what the example says (not over where it stands)."""
     turns = [[turn.role, turn.content, turn.weight] for turn in example.messages]
     label = list(example.label) if isinstance(example.label, tuple) else example.label
-    told = json.dumps([example.shape, turns, example.text, example.pair, label], ensure_ascii=False)
+    parts = [example.shape, turns, example.text, example.pair, label, *([example.choices] if example.choices else [])]
+    told = json.dumps(parts, ensure_ascii=False)
     return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
@@ -156,6 +162,7 @@ class Prediction:
     nll: minus log-likelihood of the gold text in nats over `tokens` tokens and `bytes` UTF-8 bytes.
     finished: whether generation ended by itself.  problem: why there is no usable answer ('' when there is).
     sources: where the passages in its prompt stand, as `[1] manual.md, Refunds`.
+    loglikelihoods: of each choice of a multiple-choice row after its question, in nats, in their order.
     prompt_tokens, completion_tokens: what an API would count for the answer alone, demonstrations included.
     """
 
@@ -174,6 +181,7 @@ class Prediction:
     seconds: float = 0.0
     problem: str = ""
     sources: tuple[str, ...] | None = None
+    loglikelihoods: tuple[float, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object without the fields that say nothing."""
@@ -187,8 +195,8 @@ class Prediction:
     @staticmethod
     def from_json(row: Mapping[str, Any]) -> Prediction:
         label = row.get("label")
-        sources = {"sources": tuple(row["sources"])} if "sources" in row else {}
-        return Prediction(**{**row, "label": tuple(label) if isinstance(label, list) else label, **sources})
+        rows = {name: tuple(row[name]) for name in ("sources", "loglikelihoods") if name in row}
+        return Prediction(**{**row, "label": tuple(label) if isinstance(label, list) else label, **rows})
 
 
 @dataclass(frozen=True)

@@ -21,15 +21,15 @@ from burnish import kinds
 from burnish.errors import TaskError, unknown
 from burnish.kinds import Setting, setting
 
-GOALS = ("classify", "regress", "extract", "answer", "chat", "write")
+GOALS = ("classify", "regress", "choose", "extract", "answer", "chat", "write", "prefer")
 
 
 @dataclass(frozen=True)
 class Goal:
     """What the model is for, and how good is good enough."""
 
-    task: typing.Literal["classify", "regress", "extract", "answer", "chat", "write"] = setting(
-        "classify", "classify, regress, extract, answer, chat or write"
+    task: typing.Literal["classify", "regress", "choose", "extract", "answer", "chat", "write", "prefer"] = setting(
+        "classify", "classify, regress, choose (multiple choice), extract, answer, chat, write or prefer (ranked answers)"
     )
     metric: str = setting("auto", "what is measured; auto picks the usual one for the task")
     target: float | None = setting(None, "the value to reach; empty: the cheapest rung that nothing dearer beats")
@@ -44,8 +44,9 @@ class DataSettings:
     columns: dict[str, str | list[str]] = setting({}, "which column is what, e.g. {text: review, label: stars}")
     labels: list[str] = setting([], "the classes, in order; empty: those found")
     instruction: str = setting("", "what a prompt asks for; empty: made from the task and labels")
-    template: typing.Literal["auto", "chat", "plain", "raw"] = setting(
-        "auto", "chat: the tokenizer's own; plain: Burnish's; raw: prompt and answer joined; auto picks"
+    template: typing.Literal["auto", "chat", "plain", "raw", "spaced"] = setting(
+        "auto",
+        "chat: the tokenizer's own; plain: Burnish's; raw, spaced: prompt and answer joined, by a space; auto picks",
     )
     train_on: typing.Literal["answers", "all"] = setting("answers", "answers: assistant turns only; all: every token")
     on_problem: typing.Literal["stop", "drop"] = setting("stop", "a bad row stops the work, or is dropped and listed")

@@ -69,7 +69,7 @@ def init(data: str, *, out: str = "task.yaml", base: str = "burnish-tiny", force
             notes.append(f"{bad:,} of {read:,} rows cannot be used: is this the right reading?  data.on_problem: stop")
         elif bad:
             notes.append(f"{bad:,} of {read:,} rows cannot be used; data.on_problem: drop leaves them out")
-        if len(kept["labels"]) <= FEW * 2:
+        if len(kept["labels"]) <= FEW * 2 and guess.task == "classify":
             told["data"]["labels"] = kept["labels"]
         if guess.task == "answer" and all(len(row.answer.split()) == 1 for row in first):
             told["goal"]["metric"] = "exact-match"  # of one word, overlap is all or nothing

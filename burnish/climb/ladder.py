@@ -25,7 +25,7 @@ from burnish.errors import TaskError
 from burnish.evaluate import scores
 from burnish.models import base as models
 from burnish.models.base import Base
-from burnish.records import Example
+from burnish.records import LETTERS, Example
 from burnish.store import slug
 from burnish.task import Task
 from burnish.tokens import ask
@@ -169,11 +169,22 @@ def environment() -> dict[str, Any]:
     }
 
 
+    if (goal == "choose") != (shape == "choices"):
+        what, do = (
+            f"rows of shape {shape} do not serve the goal {goal}",
+            "let goal.task be choose where rows have choices",
+        )
+        raise TaskError(what, task.where("data.shape"), do)
+    if goal == "prefer" and shape != "preference":
+        what, do = f"rows of shape {shape} do not say which of two answers is better", "give chosen and rejected answers"
+        raise TaskError(what, task.where("data.shape"), do)
 def choose_method(task: Task, base: Base, prepared: Prepared) -> str:
     """The method of trained rungs; checks that the task's own choice fits the base and the data."""
     goal, shape = task.goal.task, prepared.shape
     chosen = str(task.method["kind"])
-    if chosen == "auto":
+    if chosen == "auto" and goal == "prefer":
+        chosen = "dpo"
+    elif chosen == "auto":
         if goal in ("classify", "regress") and shape == "labelled":
             chosen = {"classify": "classify", "regress": "regress"}[goal] if models.has_head(base) else "sft"
         else:
@@ -192,6 +203,9 @@ def choose_method(task: Task, base: Base, prepared: Prepared) -> str:
     if facts["TARGET"] == "answers" and shape == "document":
         raise TaskError(
             "method sft needs rows with answers, and these are documents",
+    if facts["TARGET"] == "pairs" and shape != "preference":
+        what, do = f"method {chosen} needs rows with a chosen and a rejected answer, and these are {shape}", "use sft"
+        raise TaskError(what, task.where("method.kind"), do)
             task.where("method.kind"),
             "use selfsupervised",
         )
@@ -216,7 +230,7 @@ def _contracts(
     too_long = settings.too_long if settings.too_long != "auto" else "split" if document else "error"
     if too_long == "split" and not document:
         raise TaskError("only documents can be split", task.where("data.too_long"), "use error, drop or cut-prompt")
-    labels = prepared.labels if task.goal.task == "classify" else ()
+    labels = {"classify": prepared.labels, "choose": tuple(LETTERS)}.get(task.goal.task, ())
     asked = Contract(
         task.goal.task,
         prepared.shape,

@@ -43,7 +43,7 @@ def probe(ladder: Ladder, changing: Changing, say: Say) -> Facts:
     facts = Facts(
         ladder.task.goal.task,
         {name: len(rows) for name, rows in sides.items()},
-        dict(Counter(str(row.label) for row in train if isinstance(row.label, str))),
+        dict(Counter(str(row.label) for row in train if isinstance(row.label, str) and not row.choices)),
         diagnose.conflicts([*train, *sides["validation"]]),
         max(dropped / max(len(sides["test"]), 1), diagnose.leaks(train, sides["test"])),
         diagnose.agreement([row for rows in sides.values() for row in rows]),

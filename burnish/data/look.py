@@ -79,6 +79,10 @@ def look(name: str | Path, shape: str = "auto") -> Guess:
         if task == "classify" and len(labels) > max(50, rows / 3):
             notes.append(f"{len(labels):,} classes for {rows:,} rows: is {choice.columns.get('label')} really a class?")
     elif choice.shape == "document":
+    elif choice.shape == "choices":
+        task = "choose"
+    elif choice.shape == "preference":
+        task = "prefer"
         task = "write"
     elif choice.shape == "conversation" and turns:
         task = "chat"

@@ -231,8 +231,8 @@ class _Preparation:
                     continue
                 line = json.dumps(item.to_json(), ensure_ascii=False).encode() + b"\n"
                 self.spool.write(line)
-                turns = item.messages
-                said = [turn.content for turn in turns] or [item.text, item.pair or ""]
+                turns = item.messages if not item.choices else item.prompt
+                said = [*(turn.content for turn in turns), *item.choices] or [item.text, item.pair or ""]
                 ledger.file.append(index)
                 ledger.line.append(item.where.line)
                 ledger.offset.append(position)
@@ -476,7 +476,7 @@ class _Preparation:
     def _warnings(self, groups: Any) -> list[Problem]:
         left, data = self._left(), self.files[0].name
         found = self.remarks.problems()
-        if self.labels:
+        if self.labels and self.choice.shape != "choices":
             several = any(isinstance(label, tuple) for label in self.labels)
             found += label_warnings(self._counts(left), len(left), several)
         if doubled := self.dropped["exact duplicate"]:

@@ -76,9 +76,8 @@ def _labelled(source: Source, labels: Sequence[str]) -> bool:
 
 
 def _answers(shape: str) -> tuple[str, ...]:
-    return {"labelled": ("label", "labels", "number"), "prompt": ("completion",), "instruction": ("output",)}.get(
-        shape, ()
-    )
+    own = {"labelled": ("label", "labels", "number"), "choices": ("answer", "letter", "index", "number")}
+    return {**own, "prompt": ("completion",), "instruction": ("output",)}.get(shape, ())
 
 
 def _present(wanted: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
@@ -105,6 +104,9 @@ def _example(values: Mapping[str, Any], where: Any, shape: str, columns: Mapping
         if not text.strip():
             raise ShapeProblem("is empty", str(columns["text"]), "fill it in")
         return Example(shape, where, text=text, pair=str(values.get(second) or "") if second else None)
+    if shape == "choices":
+        asked: Example = module.question(values, columns, where)
+        return asked
     answer = columns.get(ANSWER.get(shape, ""))
     told = {**values, answer: "?"} if isinstance(answer, str) else dict(values)
     example = module.to_example(told, columns, where)

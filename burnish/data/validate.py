@@ -15,7 +15,7 @@ from typing import Any
 
 from burnish.data.rows import ShapeProblem, counted, number
 from burnish.errors import DataError, nearest
-from burnish.records import Example, Problem
+from burnish.records import LETTERS, Example, Problem
 
 SHOWN = 20  # problems that a message lists
 CLASSES = 10_000  # more different labels than this are no classes
@@ -59,6 +59,8 @@ def texts(example: Example) -> Iterator[tuple[str, str]]:
         yield "text", example.text
     if example.pair is not None:
         yield "pair", example.pair
+    for at, choice in enumerate(example.choices):
+        yield f"choice {LETTERS[at]}", choice
     for label in example.label if isinstance(example.label, tuple) else (example.label,):
         if isinstance(label, str):
             yield "label", label

@@ -20,7 +20,7 @@ from burnish.artifact import Artifact
 from burnish.data.questions import Question, questions
 from burnish.errors import DataError, Interrupted
 from burnish.evaluate.predict import answerer
-from burnish.records import Event, Prediction
+from burnish.records import LETTERS, Event, Prediction
 from burnish.task import Evaluate
 
 Say = Callable[[str, Event], None]
@@ -43,7 +43,7 @@ def run(artifact: Artifact, data: str, out: Path, say: Say) -> dict[str, Any]:
     before, problems = len(done), 0
     if not done:
         store.write_jsonl(part, [header])
-    rung = kinds.load("prompting", artifact.rung) if artifact.rung in kinds.names("prompting") else None
+    rung = kinds.load("prompting", artifact.prompting) if artifact.prompting else None
     ready = answerer(artifact, Evaluate()) if before < len(rows) else None
     for start in range(before, len(rows), CHUNK):
         if store.stop_requested():
@@ -125,12 +125,16 @@ def _write(out: Path, rows: list[Question], done: list[Prediction]) -> None:
 
 def _merged(rows: list[Question], done: list[Prediction]) -> Iterator[dict[str, Any]]:
     for row, prediction in zip(rows, done, strict=True):
-        yield {**row.values, **_columns(prediction)}
+        told = _columns(prediction)
+        if row.example is not None and row.example.shape == "choices":
+            named = dict(zip(LETTERS, row.example.choices, strict=False))
+            told = {**told, "choice": named.get(told["prediction"], ""), "loglikelihoods": prediction.loglikelihoods}
+        yield {**row.values, **told}
 
 
 def _cell(name: str, value: Any) -> Any:
     """A model's text that a spreadsheet would run as a formula is made plain text (CWE-1236); the user's own stays."""
-    if isinstance(value, (list, dict)):
+    if isinstance(value, (list, tuple, dict)):
         return json.dumps(value, ensure_ascii=False)
     if name == "prediction" and isinstance(value, str) and value.startswith(FORMULA):
         return f"'{value}"

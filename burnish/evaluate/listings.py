@@ -15,11 +15,12 @@ from burnish.evaluate.confusion import NO_ANSWER
 from burnish.metrics import exact_match
 from burnish.metrics._text import gold
 from burnish.prompting._pool import Bm25
-from burnish.records import Example, Label, Prediction
+from burnish.records import LETTERS, Example, Label, Prediction
 
 SHOWN = 20  # rows of a list; the rest are counted
 NEAREST = 2  # training rows shown with a test row
-RIGHT_OR_WRONG = ("classify", "extract", "answer")
+LABELS = ("classify", "choose")  # goals whose answers are labels
+RIGHT_OR_WRONG = (*LABELS, "extract", "answer")
 
 Said = Mapping[str, Mapping[str, Prediction]]  # rung -> example id -> prediction
 Near = Callable[[Example], tuple[str, ...]]
@@ -40,7 +41,7 @@ def nearest_to(train: Sequence[Example]) -> Near:
 
 
 def _shown(row: Example) -> str:
-    answer = row.answer if row.label is None else _label(row.label)
+    answer = row.answer if row.label is None or row.choices else _label(row.label)
     return f"{plain.line(_asked(row), 160)} → {plain.line(answer, 60)}"
 
 
@@ -48,7 +49,7 @@ def right(task: str, example: Example, prediction: Prediction) -> bool | None:
     """Whether an answer is the gold one, texts word for word; None where the task has no right or wrong."""
     if task not in RIGHT_OR_WRONG or isinstance(example.label, (int, float)):
         return None
-    if task == "classify":
+    if task in LABELS:
         return not prediction.problem and _label(prediction.label) == _label(example.label)
     return exact_match.components(example, prediction, ()) == (1.0,) if gold(example) else None
 
@@ -180,7 +181,8 @@ def _row(example: Example, rungs: Sequence[str], said: Said, near: Near) -> Row:
 def _asked(example: Example) -> str:
     turns = example.prompt
     if len(turns) == 1:
-        return turns[0].content
+        choices = example.choices if example.shape == "choices" else ()
+        return "\n".join([turns[0].content, *map("{}. {}".format, LETTERS, choices)])
     told = "\n".join(f"{turn.role}: {turn.content}" for turn in turns) or example.text
     return told if example.pair is None else f"{told}\n\n{example.pair}"
 

@@ -27,6 +27,8 @@ from burnish.records import Comparison, Example, Prediction, Score
 USUAL = {
     "classify": "accuracy",
     "regress": "rmse",
+    "choose": "accuracy",
+    "prefer": "preference-accuracy",
     "extract": "exact-match",
     "answer": "rouge-l",
     "chat": "perplexity",

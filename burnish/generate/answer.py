@@ -1,7 +1,7 @@
 """Examples in, Predictions out, for any model and contract: the one place where an answer is read off a model.
 
-A head gives its class or number; a language model chooses among the labels by likelihood, writes a text, or says how
-likely the given text is.  Every rung is asked through here, so every rung is judged alike.
+A head gives its class or number; a language model chooses among the labels or a question's own choices by likelihood,
+writes a text, or says how likely the given text is.  Every rung is asked through here, so every rung is judged alike.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from burnish.generate import engine
 from burnish.generate.engine import Sampling
 from burnish.generate.hidden import hidden
 from burnish.models.model import Model
-from burnish.records import Example, Message, Prediction
+from burnish.records import LETTERS, Example, Message, Prediction
 from burnish.tokens import ask
 from burnish.tokens.contract import Contract
 from burnish.tokens.encode import Encoding, RowProblem, Tokens, led
@@ -65,12 +65,23 @@ class Answerer:
         """Whether answers are chosen among the labels, not written."""
         return self.contract.goal == "classify" and bool(self.contract.labels) and not self.contract.multi
 
+    @property
+    def picks(self) -> bool:
+        """Whether a row brings what is chosen among."""
+        return self.contract.goal in ("choose", "prefer")
+
     @cached_property
     def room(self) -> int:
         """How many tokens of the context a prompt leaves for its answer."""
         if self.model.base.kind != "decoder":
             return 0
         return max(map(len, self.label_ids())) if self.chooses else min(self.most, self.encoding.max_length // 2)
+
+    def room_for(self, row: Example) -> int:
+        """`room`, for this row: its own choices where it has some."""
+        if not self.picks or not row.choices or self.model.base.kind != "decoder":
+            return self.room
+        return max(map(len, self._said((Message("user", "a"),), row.choices)[1]))
 
     def answer(self, rows: Sequence[Example]) -> Iterator[Prediction]:
         """One Prediction for each row, in order; rows with messages may carry demonstrations already."""
@@ -86,6 +97,8 @@ class Answerer:
     def _chunk(self, rows: Sequence[Example]) -> list[Prediction]:
         if self.contract.target == "label":
             return self._head(rows)
+        if self.picks and (self.contract.goal == "choose" or all(row.choices for row in rows)):
+            return self._pick(rows)
         if self.contract.target == "document":
             return self.documents(rows)
         return self._choose(rows) if self.chooses else self._write(rows)
@@ -192,6 +205,51 @@ class Answerer:
         for (place, _), row_scores in zip(prompts, scores, strict=True):
             length = len(answers[int(np.argmax(row_scores))])
             told[place] = replace(_chosen(told[place], self.contract.labels, row_scores), completion_tokens=length)
+        return told
+
+    def choice_ids(self, row: Example) -> tuple[list[int], list[list[int]]]:
+        """(ids that ask a row, ids of each of its choices); what is too long is shortened as in `prompt_ids`."""
+        if not row.choices:
+            raise TokenError("The row has no choices", str(row.where), "give it choices")
+        question = self.spoken(row, with_answer=False)
+        prompt, said = self._said(question.messages, row.choices)
+        if not all(said):
+            raise TokenError(f"Choice {LETTERS[said.index([])]} has no token", str(row.where), "fill it in")
+        limit, longest = self.encoding.max_length, max(map(len, said))
+        if longest >= limit:
+            raise TokenError(f"A choice has {longest} tokens; the base holds {limit}", str(row.where), "shorten it")
+        limit -= longest if self.model.base.kind == "decoder" else 0
+        if len(prompt) > limit:
+            prompt, said = self._said(self.encoding.fit_prompt(question, limit), row.choices)
+        return prompt, said
+
+    def _said(self, messages: Sequence[Message], choices: Sequence[str]) -> tuple[list[int], list[list[int]]]:
+        """(ids that ask these turns, ids of each choice after them); ranked answers are whole, with their ends."""
+        if self.contract.goal == "choose":
+            return self.encoding.choice_ids(messages, choices)
+        prompt = self.encoding.prompt_ids(messages)
+        turns = [(*messages, Message("assistant", choice)) for choice in choices]
+        return prompt, [self.encoding.answer_ids(told, prompt) for told in turns]
+
+    def _pick(self, rows: Sequence[Example]) -> list[Prediction]:
+        """The likeliest choice of each row, and how likely every one is as what follows the question."""
+        told: list[Prediction] = []
+        asked: list[tuple[int, list[int], list[list[int]]]] = []
+        for place, row in enumerate(rows):
+            told.append(Prediction(row.id, str(row.where)))
+            try:
+                asked.append((place, *self.choice_ids(row)))
+            except TokenError as problem:
+                told[place] = replace(told[place], problem=problem.what)
+        prompts, answers = [prompt for _, prompt, _ in asked], [said for *_, said in asked]
+        scores = engine.continuations(self.model, prompts, answers, self.budget, self.pad)
+        for (place, prompt, said), row_scores in zip(asked, scores, strict=True):
+            told[place] = replace(
+                _chosen(told[place], LETTERS[: len(said)], row_scores),
+                loglikelihoods=tuple(row_scores.round(6).tolist()),
+                prompt_tokens=len(prompt),
+                completion_tokens=len(said[int(np.argmax(row_scores))]),
+            )
         return told
 
     def _write(self, rows: Sequence[Example]) -> list[Prediction]:

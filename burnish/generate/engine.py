@@ -108,60 +108,84 @@ def features(model: Model, rows: Sequence[Tokens], budget: int, pad: int = 0) ->
     return torch.stack([row for row in told if row is not None]) if rows else torch.zeros(0, model.base.width)
 
 
-@torch.no_grad()
 def choices(
     model: Model, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], budget: int, pad: int = 0
 ) -> np.ndarray:
-    """(N, C) log-probability in nats of each of C answers after each of N prompts.
+    """(N, C) log-probability in nats of each of C answers after each of N prompts."""
+    told = continuations(model, prompts, [answers] * len(prompts), budget, pad)
+    return np.array(told).reshape(len(prompts), len(answers))
+
+
+@torch.no_grad()
+def continuations(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[Sequence[int]]],
+    budget: int,
+    pad: int = 0,
+) -> list[np.ndarray]:
+    """For each prompt the (C,) log-probabilities in nats of its own answers.
 
     What all prompts begin with runs once; a prompt runs once for all its answers, and what several answers begin with
     once a prompt; the last id of an answer is not read.
     """
+    if not prompts:
+        return []
     if model.base.kind == "encoder-decoder":
-        return _choices_seq2seq(model, prompts, answers, budget, pad)
-    tree = Tree.of(answers)
-    able = shared.ability(model, max(map(len, prompts), default=0) + max(map(len, answers)))
-    if able == "none" or (able == "chain" and len(tree)):
-        joined = [_row([*prompt, *answer], len(answer)) for prompt in prompts for answer in answers]
+        return _continuations_seq2seq(model, prompts, answers, budget, pad)
+    made = {id(own): Tree.of(own) for own in answers}  # rows may share one list of answers
+    trees = [made[id(own)] for own in answers]
+    longest = max(len(prompt) + max(map(len, own)) for prompt, own in zip(prompts, answers, strict=True))
+    able = shared.ability(model, longest)
+    if able == "none" or (able == "chain" and any(map(len, trees))):
+        pairs = [(prompt, answer) for prompt, own in zip(prompts, answers, strict=True) for answer in own]
+        joined = [_row([*prompt, *answer], len(answer)) for prompt, answer in pairs]
         told = -np.array([nll for nll, _ in likelihood(model, joined, budget, pad)])
-        return told.reshape(len(prompts), len(answers))
+        return np.split(told, np.cumsum([len(own) for own in answers])[:-1])
     rows = [np.asarray(prompt, np.int32) for prompt in prompts]
     size = shared.common(rows, [len(row) - 1 for row in rows])
     prefix = shared.read(model, rows[0][:size].tolist()) if size else shared.NOTHING
     own = [row[size:] for row in rows]
     ends = [np.array([len(row) - 1]) for row in own]
-    scores = np.zeros((len(prompts), len(answers)))
-    for group, logits in shared.passes(model, prefix, own, ends, budget, tree, pad):
-        scores[group] = tree.scores(logits.view(len(group), 1 + len(tree), -1)).cpu().numpy()
-    return scores
+    scores: dict[int, np.ndarray] = {}
+    for group, logits in shared.passes(model, prefix, own, ends, budget, trees, pad):
+        scores |= zip(group, shared.scores([trees[i] for i in group], logits), strict=True)
+    return [scores[i] for i in range(len(rows))]
 
 
-def _choices_seq2seq(
-    model: Model, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], budget: int, pad: int
-) -> np.ndarray:
-    """The encoder reads a prompt once for all answers."""
-    many, sides = len(answers), [_row(answer, len(answer)) for answer in answers]
-    rows = [replace(sides[0], source=np.asarray(prompt, np.int32)) for prompt in prompts]
-    said = collate(sides, pad).to(model.device)
-    scores = np.zeros((len(prompts), many))
-    before = torch.cat([torch.full_like(said.ids[:, :1], model.start_id), said.ids[:, :-1]], 1)
-    for group in by_budget(rows, max(budget // many, 1)):
+def _continuations_seq2seq(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[Sequence[int]]],
+    budget: int,
+    pad: int,
+) -> list[np.ndarray]:
+    """The encoder reads a prompt once for all its answers."""
+    sides = [[_row(answer, len(answer)) for answer in own] for own in answers]
+    rows = [
+        replace(own[0], source=np.asarray(prompt, np.int32)) for prompt, own in zip(prompts, sides, strict=True)
+    ]
+    scores: dict[int, np.ndarray] = {}
+    for group in by_budget(rows, max(budget // max(map(len, answers)), 1)):
         batch = collate([rows[i] for i in group], pad).to(model.device)
+        said = collate([side for i in group for side in sides[i]], pad).to(model.device)
+        before = torch.cat([torch.full_like(said.ids[:, :1], model.start_id), said.ids[:, :-1]], 1)
         assert batch.source is not None
         assert batch.source_document is not None
         mask = (batch.source_document > 0).long()
         encoded = model.hf.get_encoder()(input_ids=batch.source, attention_mask=mask)
+        many = torch.tensor([len(sides[i]) for i in group], device=model.device)
         encoded.last_hidden_state = encoded.last_hidden_state.repeat_interleave(many, 0)
         out = model.hf(
             encoder_outputs=encoded,
             attention_mask=mask.repeat_interleave(many, 0),
-            decoder_input_ids=before.repeat(len(group), 1),
+            decoder_input_ids=before,
             use_cache=False,
         )
-        nll = _nll(out.logits.float().flatten(0, 1), said.ids.repeat(len(group), 1).flatten())
-        real = (said.document > 0).repeat(len(group), 1)
-        scores[group] = -(nll.view(real.shape) * real).sum(1).view(-1, many).cpu().numpy()
-    return scores
+        nll = _nll(out.logits.float().flatten(0, 1), said.ids.flatten()).view(said.ids.shape)
+        sums = -(nll * (said.document > 0)).sum(1).cpu()
+        scores |= zip(group, (part.numpy() for part in sums.split(many.tolist())), strict=True)
+    return [scores[i] for i in range(len(rows))]
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ In: a Model, the ids of rows, and which places are asked.  Out: logits at those 
 each row alone would give.  Every rung that prompts profits, because the prefix is found and not declared.
 
 Rows stand behind the prefix's keys and values and are padded right, so that what a row reads does not depend on its
-batch-mates; answers of several tokens follow their prompt as the branches of one tree (tree attention; Miao et al.
+batch-mates; a row's answers of several tokens follow their prompt as the branches of one tree (tree attention; Miao et al.
 2023, SpecInfer, section 4).  Whether a model can be run so is tried once (`ability`), never assumed.
 """
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -98,24 +97,33 @@ class Tree:
             for end in range(len(answer)):
                 asked.append((number, nodes.setdefault(answer[:end], len(nodes)), answer[end]))
         paths = list(nodes)[1:]
-        sees = torch.tensor([[path[: len(other)] == other for other in paths] for path in paths], dtype=torch.bool)
+        sees = np.eye(len(paths), dtype=bool)
+        for i, path in enumerate(paths):
+            if len(path) > 1:
+                sees[i] |= sees[nodes[path[:-1]] - 1]
         depth = torch.tensor([len(path) - 1 for path in paths], dtype=torch.long)
         ids = torch.tensor([path[-1] for path in paths], dtype=torch.long)
         answer, node, token = torch.tensor(asked, dtype=torch.long).reshape(-1, 3).unbind(1)
-        return Tree(ids, depth, sees.reshape(len(paths), len(paths)), answer, node, token, len(answers))
-
-    def scores(self, logits: Tensor) -> Tensor:
-        """(B, C) log-probability of each answer, of (B, 1 + Q, V) logits at the prompt's end and at the tree's ids."""
-        node, token = self.node.to(logits.device), self.token.to(logits.device)
-        each = logits[:, node, token].double() - logits.logsumexp(-1)[:, node].double()  # (B, M)
-        told = torch.zeros(len(logits), self.many, dtype=torch.float64, device=logits.device)
-        return told.index_add_(1, self.answer.to(logits.device), each)
+        return Tree(ids, depth, torch.from_numpy(sees), answer, node, token, len(answers))
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
 BARE = Tree.of([])
+
+
+def scores(trees: Sequence[Tree], logits: Tensor) -> list[np.ndarray]:
+    """(C,) log-probabilities of each tree's answers, of (N, V) logits: a row's at its prompt's end, then at its tree's
+    ids, tree after tree."""
+    nodes = np.cumsum([0, *(1 + len(tree) for tree in trees)])
+    firsts = np.cumsum([0, *(tree.many for tree in trees)])
+    node = torch.cat([tree.node + int(at) for tree, at in zip(trees, nodes, strict=False)]).to(logits.device)
+    answer = torch.cat([tree.answer + int(at) for tree, at in zip(trees, firsts, strict=False)]).to(logits.device)
+    token = torch.cat([tree.token for tree in trees]).to(logits.device)
+    each = logits[node, token].double() - logits.logsumexp(-1)[node].double()
+    told = torch.zeros(int(firsts[-1]), dtype=torch.float64, device=logits.device).index_add_(0, answer, each)
+    return np.split(told.cpu().numpy(), firsts[1:-1])
 
 
 def common(rows: Sequence[np.ndarray], ends: Sequence[int]) -> int:
@@ -140,54 +148,59 @@ def read(model: Model, ids: Sequence[int]) -> Prefix:
 
 @dataclass(frozen=True)
 class Rows:
-    """B rows behind a prefix of P ids: each its own ids, then a tree that is the same for all.
+    """B rows behind a prefix of P ids: each its own ids, then its own tree.
 
     own: ids after the prefix, at least one each.  asked: the places in `own` whose next id is asked, ascending.
-    width: columns S for a row's own ids.
+    width: columns T, enough for each row and its tree.
     """
 
     prefix: Prefix
     own: Sequence[np.ndarray]
     asked: Sequence[np.ndarray]
+    trees: Sequence[Tree]
     width: int
-    tree: Tree = BARE
     pad: int = 0
 
-    @cached_property
-    def lengths(self) -> Tensor:
-        return torch.tensor([len(row) for row in self.own])
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.own), self.width
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """Where each row's tree stands."""
+        return [(len(row), len(row) + len(tree)) for row, tree in zip(self.own, self.trees, strict=True)]
 
     def ids(self) -> Tensor:
-        """(B, S + Q)."""
-        told = torch.full((len(self.own), self.width + len(self.tree)), self.pad)
-        for i, row in enumerate(self.own):
-            told[i, : len(row)] = torch.from_numpy(row.astype(np.int64))
-        told[:, self.width :] = self.tree.ids
+        """(B, T)."""
+        told = torch.full(self.shape, self.pad)
+        for i, (start, end) in enumerate(self.spans):
+            told[i, :start] = torch.from_numpy(self.own[i].astype(np.int64))
+            told[i, start:end] = self.trees[i].ids
         return told
 
     def wanted(self) -> Tensor:
-        """(B, S + Q) whether a place is asked."""
-        told = torch.zeros(len(self.own), self.width + len(self.tree), dtype=torch.bool)
-        for i, places in enumerate(self.asked):
-            told[i, torch.from_numpy(places.astype(np.int64))] = True
-        told[:, self.width :] = True
+        """(B, T) whether a place is asked."""
+        told = torch.zeros(self.shape, dtype=torch.bool)
+        for i, (start, end) in enumerate(self.spans):
+            told[i, torch.from_numpy(self.asked[i].astype(np.int64))] = True
+            told[i, start:end] = True
         return told
 
     def positions(self) -> Tensor:
-        """(B, S + Q): a tree stands where its row's own ids end."""
-        own = torch.arange(self.width).expand(len(self.own), -1)
-        return len(self.prefix.ids) + torch.cat([own, self.lengths[:, None] + self.tree.depth], 1)
+        """(B, T): a tree stands where its row's own ids end; padding is at the beginning."""
+        told = torch.zeros(self.shape, dtype=torch.long)
+        for i, (start, end) in enumerate(self.spans):
+            told[i, :start] = torch.arange(start)
+            told[i, start:end] = start + self.trees[i].depth
+        return told + len(self.prefix.ids)
 
     def mask(self) -> Tensor:
-        """(B, 1, S + Q, P + S + Q) whether a place reads another."""
-        before, width, size = len(self.prefix.ids), self.width, len(self.tree)
-        told = torch.zeros(len(self.own), 1, width + size, before + width + size, dtype=torch.bool)
-        told[..., :before] = True
-        told[..., :width, before : before + width] = torch.ones(width, width, dtype=torch.bool).tril()
-        own = torch.arange(width) < self.lengths[:, None]  # (B, S)
-        told[..., width:, before : before + width] = own[:, None, None]
-        told[..., width:, before + width :] = self.tree.sees
-        return told
+        """(B, 1, T, P + T) whether a place reads another."""
+        told = torch.ones(self.width, self.width, dtype=torch.bool).tril().repeat(len(self.own), 1, 1)
+        for i, (start, end) in enumerate(self.spans):
+            told[i, start:end, :start] = True
+            told[i, start:end, start:end] = self.trees[i].sees
+        return torch.nn.functional.pad(told, (len(self.prefix.ids), 0), value=True)[:, None]
 
 
 def passes(
@@ -196,32 +209,35 @@ def passes(
     own: Sequence[np.ndarray],
     asked: Sequence[np.ndarray],
     budget: int,
-    tree: Tree = BARE,
+    trees: Sequence[Tree] = (),
     pad: int = 0,
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Run rows (see Rows) a group at a time: which rows, and their (N, V) logits in float32 or more, row after row.
 
-    A row's logits are its own first, then those of its tree.  A group holds at most `budget` ids, the prefix counted
-    with each row, and CELLS logits; one row always fits.
+    trees: one for each row, or none.  A row's logits are its own first, then those of its tree.  A group holds at most
+    `budget` ids, the prefix counted with each row, and CELLS logits; one row always fits.
     """
     before, steady = len(prefix.ids), STEADY * torch.get_num_threads()
-    counts = [len(places) + len(tree) for places in asked]
-    size = len(tree)
-    widths = [-(-(len(row) + size) // STEP) * STEP - size for row in own]  # hang on a row alone, and so do its sums
-    if model.base.context:
-        widths = [min(width, model.base.context - before) for width in widths]
+    trees = trees or [BARE] * len(own)
+    counts = [len(places) + len(tree) for places, tree in zip(asked, trees, strict=True)]
+    forms = []  # of each row (columns, whether it has a tree): hang on it alone, and so do its sums
+    for row, tree in zip(own, trees, strict=True):
+        width = -(-(len(row) + len(tree)) // STEP) * STEP
+        most = model.base.context - before if model.base.context and not len(tree) else width
+        forms.append((min(width, most), len(tree) > 0))
     group: list[int] = []
     cells = 0
-    order = sorted(range(len(own)), key=lambda i: -widths[i])
+    order = sorted(range(len(own)), key=lambda i: forms[i], reverse=True)
     for i, following in zip(order, [*order[1:], None], strict=True):
         group.append(i)
         cells += counts[i] * model.base.vocabulary
-        if following is not None and widths[following] == widths[i]:
-            full = (len(group) + 1) * (before + widths[i] + len(tree)) > budget
+        width = forms[i][0]
+        if following is not None and forms[following] == forms[i]:
+            full = (len(group) + 1) * (before + width) > budget
             if not full and cells + counts[following] * model.base.vocabulary <= CELLS:
                 continue
-        some = group + group[:1] * (-(-steady // (widths[i] + len(tree))) - len(group))
-        rows = Rows(prefix, [own[j] for j in some], [asked[j] for j in some], widths[i], tree, pad)
+        some = group + group[:1] * (-(-steady // width) - len(group))
+        rows = Rows(prefix, [own[j] for j in some], [asked[j] for j in some], [trees[j] for j in some], width, pad)
         yield group, _logits(model, rows, steady)[: sum(counts[j] for j in group)]
         group, cells = [], 0
 
@@ -235,7 +251,7 @@ def _logits(model: Model, rows: Rows, steady: int) -> Tensor:
         kept[torch.nonzero(~kept)[: steady - int(kept.sum()), 0]] = True
     inputs: dict[str, Any] = {"input_ids": rows.ids().to(device), "past_key_values": rows.prefix.lent()}
     inputs["use_cache"] = bool(rows.prefix.ids)
-    if len(rows.tree):
+    if len(rows.trees[0]):
         mask = rows.mask().to(device)
         if model.hf.config._attn_implementation == "eager":
             kind = next(model.hf.parameters()).dtype
@@ -272,7 +288,7 @@ def _tried(model: Model, branching: bool) -> bool:
     tree = Tree.of([[*path, 0] for path in paths])
     try:
         asked = [np.array([len(row) - 1]) for row in own]
-        ((_, told),) = passes(model, read(model, first), own, asked, CELLS, tree)
+        ((_, told),) = passes(model, read(model, first), own, asked, CELLS, [tree, tree])
         wanted = []
         for row in own:
             for path in paths:

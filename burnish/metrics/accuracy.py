@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from burnish.metrics._labels import switches
 from burnish.records import Example, Prediction
 
-FOR = ("classify",)
+FOR = ("classify", "choose")
 NEEDS = "label"
 HIGHER = True
 RANGE = (0.0, 1.0)

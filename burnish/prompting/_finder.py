@@ -18,7 +18,7 @@ from burnish.tokens import ask
 
 KS = (1, 3, 5, 10)
 WORD = re.compile(r"\w+")
-WRITTEN = ("answer", "extract", "chat")  # goals whose answer may stand in a passage, unlike the name of a class
+WRITTEN = ("choose", "answer", "extract", "chat")  # goals whose answer may stand in a passage, unlike the name of a class
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,11 @@ def before(
         turns = (*spoken.messages[:last], turn, *spoken.messages[last + 1 :])
         return replace(spoken, messages=turns, shape="conversation")
 
+    room = answerer.room_for(row)
+
     def fits(made: Example) -> bool:
         ids = answerer.encoding.prompt_ids(answerer.spoken(made, with_answer=False).messages)
-        return len(ids) + answerer.room <= answerer.encoding.max_length
+        return len(ids) + room <= answerer.encoding.max_length
 
     kept = len(found)
     while kept and not fits(asked(kept)):

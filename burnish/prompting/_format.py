@@ -44,9 +44,11 @@ def behind(answerer: Answerer, form: Format, shown: Sequence[Example], row: Exam
     def asked(kept: int) -> Example:
         return _joined(answerer, form, shown[len(shown) - kept :], row)
 
+    room = answerer.room_for(row)
+
     def fits(question: Example) -> bool:
         ids = answerer.encoding.prompt_ids(answerer.spoken(question, with_answer=False).messages)
-        return len(ids) + answerer.room <= answerer.encoding.max_length
+        return len(ids) + room <= answerer.encoding.max_length
 
     best, low, high = asked(0), 0, len(shown)
     while low < high:  # more demonstrations are never fewer tokens

@@ -15,7 +15,7 @@ import numpy as np
 
 from burnish.errors import TokenError
 from burnish.records import Example, Message, Problem
-from burnish.tokens.template import Rendered, Template, render
+from burnish.tokens.template import MARK, Rendered, Template, render
 from burnish.tokens.tokenizer import Tokenizer
 
 Target = Literal["answers", "all", "document", "label"]
@@ -182,6 +182,31 @@ class Encoding:
             raise RowProblem(
                 Problem(
                     f'The label "{name}" is not one of this model\'s classes',
+    def choice_ids(self, messages: Sequence[Message], choices: Sequence[str]) -> tuple[list[int], list[list[int]]]:
+        """(prompt_ids of these turns, ids of each choice as it goes on from there, its end of turn left out)."""
+        before = render(self.template, messages, self.tokenizer, generation_prompt=True)
+        if self.kind == "encoder-decoder":
+            size = len(self.tokenizer.suffix)
+            said = [self.tokenizer.encode_plain(choice) for choice in choices]
+            return [*self.lead, *self._source(before)], [ids[: len(ids) - size] for ids in said]
+        lead, edge, told = self._answer_lead(), len(before.text), []
+        for choice in choices:
+            start, end = edge + len(lead), edge + len(lead) + len(choice)
+            guarded = (*before.guarded, *([(start, end)] if self.tokenizer.spells_control(choice) else []))
+            whole = Rendered(f"{before.text}{lead}{choice}", ((edge, end, 1.0),), guarded)
+            ids, places = _aligned(whole, end, self.tokenizer)
+            told.append(ids[places[edge] :])
+        return [*self.lead, *ids[: places[edge]]], told
+
+    def _answer_lead(self) -> str:
+        """What the template writes between a prompt and its answer: often nothing, or a space."""
+        asked = (Message("user", "a"),)
+        before = render(self.template, asked, self.tokenizer, generation_prompt=True).text
+        whole = render(self.template, (*asked, Message("assistant", MARK, 0.0)), self.tokenizer).text
+        if not whole.startswith(before) or MARK not in whole:
+            raise TokenError("The chat template rewrites what stands before an answer", do="set data.template to plain")
+        return whole[len(before) : whole.index(MARK)]
+
                     str(example.where),
                     "",
                     "error",

@@ -33,16 +33,17 @@ LIMIT = 10_000_000  # characters a template may write, and steps it may take
 
 @dataclass(frozen=True)
 class Template:
-    """One Jinja text and where it came from ("chat": the tokenizer's own; "plain", "raw": Burnish's)."""
+    """One Jinja text and where it came from ("chat": the tokenizer's own; the others: Burnish's)."""
 
     name: str
     text: str
 
     @staticmethod
     def choose(name: str, shape: str, tokenizer: Tokenizer) -> Template:
-        """The template a task uses; "auto" takes the model's own for conversations and raw for prompt/completion."""
+        """The template a task uses; "auto" takes the model's own, raw for prompt/completion and spaced for choices."""
         if name == "auto":
-            name = "raw" if shape == "prompt" else "chat" if tokenizer.chat_template else "plain"
+            usual = "chat" if tokenizer.chat_template else "plain"
+            name = {"prompt": "raw", "choices": "spaced"}.get(shape, usual)
         if name == "chat":
             if not tokenizer.chat_template:
                 raise TokenError(
