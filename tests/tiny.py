@@ -204,7 +204,7 @@ LENGTHS = (4, 31, 9, 17, 23, 6, 12, 28)
 def rows(
     kind: str, target: str, tmp_path_factory: Any, lengths: Sequence[int] = LENGTHS, seed: int = 5
 ) -> list[Tokens]:
-    """Rows of these lengths for a method's TARGET (answers, document, label) or a head (classes, multi, number)."""
+    """Rows of these lengths for a method's TARGET (answers, document, label, pairs) or a head (classes ...)."""
     told = tokenizer(kind, tmp_path_factory)
     draw = np.random.default_rng(seed)
     plain = np.array(sorted(set(range(told.size)) - told.special_ids), np.int32)
@@ -213,10 +213,10 @@ def rows(
         inner = draw.choice(plain, length - len(told.prefix) - len(told.suffix))
         ids = np.array([*told.prefix, *inner, *told.suffix], np.int32)
         weights, source, label = np.zeros(length, np.float32), None, None
-        if target == "answers" and kind in PAIRS:
+        if target in ("answers", "pairs") and kind in PAIRS:
             source = np.array([*told.prefix, *draw.choice(plain, 3 + i), *told.suffix], np.int32)
             weights[:] = 1
-        elif target == "answers":
+        elif target in ("answers", "pairs"):
             weights[length // 2 :] = 1
         elif target == "document":
             weights[:] = [token not in told.special_ids for token in ids]
@@ -227,7 +227,14 @@ def rows(
             label = draw.integers(0, 2, len(LABELS)).astype(np.float32)
         elif target == "number":
             label = float(draw.normal())
-        made.append(Tokens(ids, weights, f"row{i}", f"rows.jsonl:{i + 1}", source, label))
+        row = Tokens(ids, weights, f"row{i}", f"rows.jsonl:{i + 1}", source, label)
+        if target == "pairs":  # the same prompt, and another answer of another length
+            answer = draw.choice(plain, 2 + 3 * (i % 4)).astype(np.int32)
+            before = 0 if kind in PAIRS else length // 2
+            worth = np.append(weights[:before], np.ones(len(answer), np.float32))
+            other = replace(row, ids=np.append(ids[:before], answer), weights=worth)
+            row = replace(row, rejected=other, reference=np.array([-20.0 - i, -18.0], np.float32))
+        made.append(row)
     return made
 
 
@@ -238,6 +245,7 @@ def ended(row: Tokens, eos: int) -> Tokens:
 
 CASES = [  # (method, head, what rows are, model kinds)
     ("sft", "language", "answers", (*DECODERS, *PAIRS)),
+    ("dpo", "language", "pairs", (*DECODERS, *PAIRS)),
     ("selfsupervised", "language", "document", KINDS),
     ("classify", "classes", "classes", KINDS),
     ("classify", "multi", "multi", KINDS),

@@ -5,6 +5,7 @@ Each is exact: the same value and gradient as the plain formula, to rounding (te
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -28,6 +29,62 @@ def linear_cross_entropy(
     return _LinearCrossEntropy.apply(hidden, weight, bias, targets, weights, smoothing)
 
 
+def linear_log_likelihood(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    """(N,) log-likelihood in nats of each target, for losses that are no sum over positions; float32 at least.
+
+    As `linear_cross_entropy`, but what each position's gradient counts is known only afterwards: the logits are made
+    again in the backward pass.
+    """
+    return _LinearLogLikelihood.apply(hidden, weight, bias, targets)
+
+
+def _chunks(hidden: Tensor, weight: Tensor, *others: Tensor, trained: bool) -> Iterator[tuple[slice, list[Tensor]]]:
+    """So many positions at once as logits may be held, filled up with ones that weigh nothing."""
+    step = max((TRAINED if trained else CHUNK) // len(weight), 1)
+    for start in range(0, len(hidden), step):
+        part = slice(start, start + step)
+        real = len(hidden[part])
+        yield part, [_filled(item[part], rounded(real) - real) for item in (hidden, *others)]
+
+
+class _LinearLogLikelihood(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        context: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
+    ) -> Tensor:
+        exact = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        out = torch.empty(len(hidden), dtype=exact, device=hidden.device)
+        for part, (rows, told) in _chunks(hidden, weight, targets, trained=False):
+            logits = torch.nn.functional.linear(rows, weight, bias)
+            losses = logits_gradient(logits, told, torch.ones_like(told, dtype=exact), 0.0, False)[1]
+            out[part] = -losses[: len(out[part])]
+        context.save_for_backward(hidden, weight, bias, targets)
+        return out
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        hidden, weight, bias, targets = context.saved_tensors
+        wants_hidden, wants_weight, wants_bias = context.needs_input_grad[:3]
+        dhidden = torch.empty_like(hidden) if wants_hidden else None
+        dweight = torch.zeros_like(weight, dtype=gradient.dtype) if wants_weight else None
+        dbias = torch.zeros_like(bias, dtype=gradient.dtype) if wants_bias and bias is not None else None
+        for part, (rows, told, worth) in _chunks(hidden, weight, targets, -gradient, trained=wants_weight):
+            logits = torch.nn.functional.linear(rows, weight, bias)
+            own = logits_gradient(logits, told, worth, 0.0, True)[0]
+            if dhidden is not None:
+                dhidden[part] = (own @ weight)[: len(dhidden[part])]
+            if dweight is not None:
+                dweight += own.t() @ rows
+            if dbias is not None:
+                dbias += own.sum(0, dtype=gradient.dtype)
+        return (
+            dhidden,
+            None if dweight is None else dweight.to(weight.dtype),
+            None if dbias is None else dbias.to(bias.dtype),
+            None,
+        )
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
@@ -46,19 +103,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = total.to(hidden.device)
         dweight = torch.zeros_like(weight, dtype=total.dtype) if wants_weight else None
         dbias = torch.zeros_like(bias, dtype=total.dtype) if wants_bias and bias is not None else None
-        size = len(weight)
-        step = max((TRAINED if wants_weight else CHUNK) // size, 1)
-        for start in range(0, len(hidden), step):
-            part = slice(start, start + step)
-            rows, told, worth = hidden[part], targets[part], weights[part]
-            real = len(rows)
-            if short := rounded(real) - real:  # rows that weigh nothing: products come in few shapes (see layout.py)
-                rows, told, worth = (_filled(item, short) for item in (rows, told, worth))
+        given = targets, weights.to(total.dtype)
+        for part, (rows, told, worth) in _chunks(hidden, weight, *given, trained=wants_weight):
             logits = torch.nn.functional.linear(rows, weight, bias)
-            gradient, loss = logits_gradient(logits, told, worth.to(total.dtype), smoothing, wanted)
-            total += loss
+            gradient, losses = logits_gradient(logits, told, worth, smoothing, wanted)
+            total += losses.sum()
             if dhidden is not None:
-                dhidden[part] = (gradient @ weight)[:real]
+                dhidden[part] = (gradient @ weight)[: len(dhidden[part])]
             if dweight is not None:
                 dweight += gradient.t() @ rows
             if dbias is not None:
@@ -82,14 +133,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _filled(value: Tensor, more: int) -> Tensor:
-    """The same with `more` rows of zeros at its end."""
-    return torch.cat([value, value.new_zeros(more, *value.shape[1:])])
+    """The same with `more` rows of zeros at its end: products come in few shapes (see layout.py)."""
+    return torch.cat([value, value.new_zeros(more, *value.shape[1:])]) if more else value
 
 
 def logits_gradient(
     logits: Tensor, targets: Tensor, weights: Tensor, smoothing: float, wanted: bool
 ) -> tuple[Tensor, Tensor]:
-    """The gradient of the weighted loss by (N, V) logits, in their dtype, and the loss's sum.
+    """The gradient of the weighted loss by (N, V) logits, in their dtype, and the (N,) losses.
 
     loss_n = w_n (lse_n - (1 - s) z_target - s mean z), gradient w_n (softmax - (1 - s) onehot - s / V).
     """
@@ -97,7 +148,7 @@ def logits_gradient(
         losses = torch.empty(len(logits))
         told = targets.contiguous(), weights.contiguous(), losses
         kernels.call("cross_entropy", logits, *told, *logits.shape, float(smoothing), int(wanted))
-        return logits, losses.sum()
+        return logits, losses
     exact = logits if logits.dtype == torch.float64 else logits.float()
     size = exact.shape[1]
     most = torch.logsumexp(exact, 1)
@@ -105,14 +156,14 @@ def logits_gradient(
     told = most - (1 - smoothing) * chosen
     if smoothing:
         told = told - smoothing * exact.mean(1)
-    loss = (told * weights).sum()
+    losses = told * weights
     if not wanted:
-        return logits, loss
+        return logits, losses
     shares = exact.sub_(most[:, None]).exp_()
     if smoothing:
         shares -= smoothing / size
     shares.scatter_add_(1, targets[:, None], torch.full_like(chosen, smoothing - 1)[:, None])
-    return shares.mul_(weights[:, None]).to(logits.dtype), loss
+    return shares.mul_(weights[:, None]).to(logits.dtype), losses
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:

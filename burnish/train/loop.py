@@ -22,7 +22,7 @@ from burnish.errors import TrainError
 from burnish.models.model import Model
 from burnish.records import Event
 from burnish.tokens.batch import Batch
-from burnish.train import memory, optim
+from burnish.train import memory, optim, reference
 from burnish.train.optim import Masters
 from burnish.train.run import Progress, Run
 
@@ -40,8 +40,10 @@ def fit(run: Run) -> Iterator[Event]:
     model, settings, plan, ranks = run.model, run.settings, run.plan, run.ranks
     masters = Masters(model.hf, model.trainable(), run.precision)
     optimizer = optim.build(masters.values, settings)
+    referring = (yield from reference.refer(run)) if run.pairs else 0.0
     yield from _resume(run, masters, optimizer)
     state = run.progress
+    state.seconds += referring
     began = time.monotonic() - state.seconds
     model.train()
     for step in range(state.step + 1, plan.steps + 1):

@@ -1,5 +1,6 @@
 """What every file in methods/ must keep to, on every kind of model it trains: a new one is checked by being there."""
 
+import ast
 import dataclasses
 import itertools
 
@@ -26,7 +27,7 @@ def told(model, method, batch, **own):
     with torch.no_grad():
         out = model(batch)
         loss = module(method).loss(out, batch, module(method).Settings(**own))
-    row = torch.arange(batch.rows) if out.row is None else out.row
+    row = torch.arange(batch.rows) if out.row is None else out.row // batch.each
     return [out.logits[row == i] for i in range(batch.rows)], float(loss), module(method).weight(batch)
 
 
@@ -52,7 +53,7 @@ def test_declares_what_it_needs(method):
     assert set(told.MODELS) <= {"decoder", "encoder", "encoder-decoder"}
     assert told.MODELS
     assert told.HEAD in ("language", "classes", "number")
-    assert told.TARGET in ("answers", "document", "label")
+    assert told.TARGET in ("answers", "document", "label", "pairs")
     assert dataclasses.is_dataclass(told.Settings)
     assert method in [case[0] for case in tiny.CASES], "give the new method its rows in tests/tiny.py"
 
@@ -155,7 +156,7 @@ OWN = [(method, item.name) for method in METHODS for item in kinds.settings("met
 def test_every_setting_changes_something(method, name, tmp_path_factory):
     """Somewhere among the models a method trains: `span` means nothing to a decoder."""
     item = next(item for item in kinds.settings("methods", method) if item.name == name)
-    other = {name: (item.default + item.high) / 2}
+    other = {name: ast.literal_eval(item.type.removeprefix("Literal"))[-1] if item.high is None else (item.default + item.high) / 2}
 
     def losses(own):
         for case, head, target, kind in tiny.PAIRINGS:

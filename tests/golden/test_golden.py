@@ -26,8 +26,16 @@ NEAR = {"rel": 1e-5, "abs": 1e-6}  # absolute: a squared error near 0 loses digi
 TRAIN = {"warmup": 2, "learning_rate": 3e-3, "weight_decay": 0.1, "clip": 0.7, "schedule": "cosine", "floor": 0.1}
 
 
-def by_hand(hf, method, kind, row, smoothing):
-    """(sum of losses, weight) of one row, alone and unpadded, straight from transformers in double precision."""
+def by_hand(hf, method, kind, row, smoothing, start=None):
+    """(sum of losses, weight) of one row, alone and unpadded, straight from transformers in double precision.
+
+    start: the model before its first step (dpo's reference).
+    """
+    if method == "dpo":
+        (chosen, rejected), (was_chosen, was_rejected) = (
+            [-by_hand(each, "sft", kind, one, 0.0)[0] for one in (row, row.rejected)] for each in (hf, start)
+        )
+        return -torch.sigmoid(0.1 * (chosen - was_chosen - rejected + was_rejected)).log(), 1.0
     ids, weights = torch.from_numpy(row.ids).long()[None], torch.from_numpy(row.weights).double()
     if method in ("classify", "regress"):
         logits = hf(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
@@ -56,12 +64,12 @@ def by_hand(hf, method, kind, row, smoothing):
 
 def reference(run, method, kind, smoothing, steps=5, peak=3e-3):
     """Losses of AdamW (Loshchilov & Hutter 2019, algorithm 2) with warm-up, cosine and clipping, by the book."""
-    hf = copy.deepcopy(run.model.hf).double()
+    hf, start = (copy.deepcopy(run.model.hf).double() for _ in range(2))
     weights = [value for value in hf.parameters() if value.requires_grad]
     m, v, losses = [torch.zeros_like(w) for w in weights], [torch.zeros_like(w) for w in weights], []
     for step in range(1, steps + 1):
         rows = [run.batches._row(epoch, i) for epoch, i in run.batches.drawn(step)]
-        parts = [by_hand(hf, method, kind, row, smoothing) for row in rows]
+        parts = [by_hand(hf, method, kind, row, smoothing, start) for row in rows]
         loss = sum(part[0] for part in parts) / sum(part[1] for part in parts)
         losses.append(float(loss.detach()))
         gradients = torch.autograd.grad(loss, weights)
