@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 from burnish.errors import TaskError
 from burnish.kinds import setting
 from burnish.models.model import Model
+from burnish.models.places import present
 
 
 @dataclass(frozen=True)
@@ -141,11 +142,12 @@ class LoraLinear(nn.Module):
         self.enabled = True
         outputs, inputs = _size(base)
         device = next(chain(base.parameters(), base.buffers())).device
+        device = torch.device("cpu") if device.type == "meta" else device  # a base that is still in its files
         bound = 1 / math.sqrt(inputs)  # kaiming_uniform(a=sqrt 5), as PEFT starts A; B = 0 leaves the base as it is
         start = torch.empty(rank, inputs).uniform_(-bound, bound, generator=generator)
         self.lora_A = nn.Parameter(start.to(device))
         self.lora_B = nn.Parameter(torch.zeros(outputs, rank, device=device))
-        with torch.no_grad():
+        with torch.no_grad(), present(base) if use_dora else nullcontext():
             self.lora_magnitude_vector = nn.Parameter(_lengths(frozen(base, torch.float32))) if use_dora else None
         for value in self.parameters(recurse=False):
             value.exact = True  # type: ignore[attr-defined]  # stays float32 in a bf16 model: `Update` casts it

@@ -21,6 +21,7 @@ from burnish.adapters._lora import freeze, put, refuse_random
 from burnish.errors import TaskError
 from burnish.kinds import setting
 from burnish.models.model import Model
+from burnish.models.places import present
 from burnish.tokens.batch import Batch
 from burnish.tokens.contract import Contract
 from burnish.tokens.encode import VIRTUAL
@@ -88,8 +89,9 @@ def attach(model: Model, settings: Mapping[str, Any], dropout: float, seed: int)
     else:
         words = Tokenizer.load(model.base.folder).encode_text(told.init or PLAIN)
         ids = torch.tensor(words).repeat(-(-told.length // len(words)))[: told.length]
-    with torch.no_grad():
-        start = model.hf.get_input_embeddings()(ids.to(model.device))
+    table = model.hf.get_input_embeddings()
+    with torch.no_grad(), present(table):
+        start = table(ids.to(table.weight.device))
     _put(model, start.float(), dropout)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from burnish.errors import ModelError
-from burnish.models import placement, quantize, shards
+from burnish.models import placement, places, quantize, shards
 from burnish.models.base import Base, Head, has_head
 from burnish.models.model import Model
 
@@ -24,11 +24,14 @@ def load(
     files: Path | None = None,
     quantised: bool = False,
     dtype: torch.dtype = torch.float32,
+    outlined: bool = False,
 ) -> Model:
     """A Model with weights in `dtype`; everything its files lack is the new head, drawn from `seed`.
 
     files: read the weights here instead (an artifact's), where nothing may be missing.
     quantised: linear layers become NF4 as they are read; memory peaks near the quantised size.
+    outlined: weights stay in their files until each of several processes takes its part (places.py), where that can
+    be: random ones and quantised layers are had at once.
     """
     import transformers
 
@@ -44,10 +47,14 @@ def load(
             hf = auto.from_config(config, dtype=torch.float32)
         heads = frozenset[str]() if head.kind in ("language", "none") else _head_names(hf)
         language = head.kind == "language"
-        _check_room(hf, shards.linears(hf, language, heads) if quantised else (), folder)
-        torch.manual_seed(seed)
         weights = None if base.random and files is None else folder
-        missing = shards.fill(hf, weights, language, heads) if quantised else None
+        outlined = outlined and weights is not None and not quantised
+        if not outlined:
+            _check_room(hf, shards.linears(hf, language, heads) if quantised else (), folder)
+        torch.manual_seed(seed)
+        missing = places.outline(hf, folder) if outlined else None
+        if quantised:
+            missing = shards.fill(hf, weights, language, heads)
         if missing is None:
             torch.manual_seed(seed)
             hf, missing = _whole(auto, config, weights, dtype)
@@ -61,7 +68,8 @@ def load(
     if lacking:
         what = f"The weights lack {len(lacking)} tensors, or have them in another size, first {lacking[0]}"
         raise ModelError(what, str(folder), "fetch them anew")
-    bad = [name for name, value in hf.named_parameters() if not torch.isfinite(value).all()]
+    had = [(name, value) for name, value in hf.named_parameters() if not value.is_meta]  # others are judged when read
+    bad = [name for name, value in had if not torch.isfinite(value).all()]
     bad += [name for name, item in quantize.layers(hf).items() if not torch.isfinite(item.packed.mean)]
     if bad:
         raise ModelError(f"{len(bad)} tensors hold NaN or infinity, first {bad[0]}", str(folder), "fetch them anew")
@@ -73,7 +81,7 @@ def load(
         )
     align(hf)
     hf.train()
-    return Model(hf.to(placement.best()), base, head, missing | heads)
+    return Model(hf if outlined else hf.to(placement.best()), base, head, missing | heads)
 
 
 def skeleton(base: Base, head: Head, config: Any = None) -> Model:
@@ -85,16 +93,10 @@ def skeleton(base: Base, head: Head, config: Any = None) -> Model:
 
     with torch.device("meta"):
         hf = getattr(transformers, _auto(base, head)).from_config(config or _configured(base, head, base.folder))
-    names = b"".join(_header(file) for file in sorted(base.folder.glob("*.safetensors")))
+    names = b"".join(places.header(file) for file in sorted(base.folder.glob("*.safetensors")))
     pooler = {name for name, _ in hf.named_parameters() if b"pooler" not in names and _pooler(name, head)}
     heads = frozenset[str]() if head.kind in ("language", "none") else _head_names(hf)
     return Model(hf, base, head, heads | pooler)
-
-
-def _header(file: Path) -> bytes:
-    """The names, shapes and places of a safetensors file's tensors, as JSON."""
-    with file.open("rb") as stream:
-        return stream.read(int.from_bytes(stream.read(8), "little"))
 
 
 def _configured(base: Base, head: Head, folder: Path) -> Any:
@@ -157,7 +159,7 @@ def align(hf: nn.Module) -> None:
     would give logits that differ in their last bit.
     """
     for value in (*hf.parameters(), *hf.buffers()):
-        if value.data_ptr() % 64:
+        if not value.is_meta and value.data_ptr() % 64:
             value.data = value.data.clone()
 
 

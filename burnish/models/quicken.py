@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from burnish.models.attention import attend
 from burnish.models.fused import Turned, gated, rms_norm
+from burnish.models.places import present
 
 
 def install(hf: nn.Module) -> dict[str, int]:
@@ -31,7 +32,8 @@ def install(hf: nn.Module) -> dict[str, int]:
                 continue
             key = type(module), name
             if key not in proven:
-                proven[key] = _same(module, quick, trial)
+                with present(module):
+                    proven[key] = _same(module, quick, trial)
             if proven[key]:
                 module.plain_forward = module.forward
                 module.forward = partial(quick, module)

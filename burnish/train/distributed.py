@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from burnish.errors import TrainError
+from burnish.models import places
 from burnish.models.model import Model
 from burnish.tokens.batch import Batch, Batches
 from burnish.train import checkpoint, memory
@@ -111,6 +112,7 @@ class Replicated(Ranks):
     def prepare(self, model: Model, precision: torch.dtype) -> tuple[Ranks, torch.dtype]:
         # every rank must come to the same answer, and free memory differs
         if not self.shard and not self.sum(not fits(model, self.device, self.local))[0]:
+            places.fill(model, self.device)
             model.to(self.device)
             with torch.no_grad():
                 for value in model.trainable().values():  # drawn from one seed; now surely equal
@@ -217,8 +219,9 @@ def begin(shard: bool = False) -> Iterator[Ranks]:
 def fits(model: Model, device: torch.device, local: int) -> bool:
     """Whether weights, gradients, moments and the best weights leave room on a device, or a machine of `local`."""
     trained = sum(value.numel() for value in model.trainable().values())
-    stored = sum(value.numel() * value.element_size() for value in (*model.parameters(), *model.buffers()))
-    room = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else memory.free() // local + stored
+    sizes = [(value.nbytes, value.is_meta) for value in (*model.parameters(), *model.buffers())]
+    stored, held = sum(size for size, _ in sizes), sum(size for size, is_meta in sizes if not is_meta)
+    room = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else memory.free() // local + held
     return stored + 16 * trained <= ROOM * room
 
 

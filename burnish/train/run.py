@@ -70,8 +70,9 @@ class Run:
     def share(self, ranks: Ranks) -> None:
         """Work at it with other processes: the model goes where it trains, and each rank has its share of the rows."""
         self.ranks, self.precision = ranks.prepare(self.model, self.precision)
-        self.batches = replace(self.batches, rank=ranks.rank, ranks=ranks.size)
-        self.validation = self.validation and replace(self.validation, rank=ranks.rank, ranks=ranks.size)
+        told: dict[str, Any] = {"rank": ranks.rank, "ranks": ranks.size, "packed": self.model.packs}
+        self.batches = replace(self.batches, **told)
+        self.validation = self.validation and replace(self.validation, **told)
 
     def watched(self, own: Iterable[Batch], batches: Batches) -> Iterator[tuple[Batch, bool]]:
         """What to run and whether it counts (see `Ranks.passes`); the one in hand is known when memory runs out."""

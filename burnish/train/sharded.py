@@ -21,6 +21,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
 from burnish.errors import CheckpointError, TrainError
+from burnish.models import places
 from burnish.models.model import Model
 from burnish.tokens.batch import Batch, Batches
 from burnish.train import checkpoint, memory
@@ -76,16 +77,10 @@ class Sharded(Replicated):
         model: Any = like.get(name.rpartition("|")[0] or name)
         if model is None or model.shape != value.shape or not isinstance(model, DTensor):
             return torch.empty_like(value, device="cpu") if value.is_meta else value
-        local = model.to_local()
         if value.is_meta:
-            share = torch.empty_like(local, dtype=value.dtype)
-        else:
-            assert model.placements == (Shard(0),)
-            parts = value.chunk(self.size)
-            share = parts[self.rank] if self.rank < len(parts) else value[:0]
-        return DTensor.from_local(
-            share.to(self.device), model.device_mesh, model.placements, shape=model.shape, stride=model.stride()
-        )
+            return _laid_out(torch.empty_like(model.to_local(), dtype=value.dtype), model)
+        start, end = _rows(model)
+        return _laid_out(value[start:end].to(self.device), model)
 
     def save(
         self,
@@ -128,9 +123,7 @@ class Sharded(Replicated):
 
     def gather(self, model: Model) -> None:
         full: dict[int, nn.Parameter] = {}
-        for module in model.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()  # else its parameters are what the last forward pass read
+        _cut_again(model)
         for module in model.modules():
             for name, value in module._parameters.items():
                 if value is None or not value.requires_grad or not hasattr(value, "full_tensor"):
@@ -144,24 +137,57 @@ class Sharded(Replicated):
 
 
 def cut(model: Model, device: torch.device, precision: torch.dtype) -> None:
-    """Cut a model over all ranks, block by block: blocks are the entries of its outermost lists of modules."""
-    _ = model.packs, model.lays_bare  # they try the model out, which a cut one allows only as a whole
+    """Cut a model over all ranks, block by block: blocks are the entries of its outermost lists of modules.
+
+    Of weights that are still in their files each rank reads its rows only (of what transformers has to make from other
+    tensors, all, one tensor after the other).
+    """
     for value in model.parameters():
         if value.is_floating_point():
             value.data = value.data.to(torch.float32 if value.requires_grad else precision)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     low = None if precision == torch.float32 else precision
     policy = MixedPrecisionPolicy(low, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    # FSDP looks for tensors to hook in what a module returns, and does not look into Outputs
-    model.register_forward_hook(lambda module, told, out: (out, out._logits, out.hidden))
+    waiting = places.of(model)
     for block in _blocks(model.hf):
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
-    model.register_forward_hook(lambda module, told, out: out[0])
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)  # a sum
             module.set_force_sum_reduction_for_comms(True)
+    for name, value in model.named_parameters():
+        if name in waiting:
+            own = places.read(name, waiting[name], value.dtype, *_rows(value)).to(device)
+            torch.utils.swap_tensors(value, nn.Parameter(_laid_out(own, value), value.requires_grad))
+    model.forward = lambda: (model.packs, model.lays_bare)  # type: ignore[assignment, misc, method-assign]
+    model()  # they try the model out, whose layers are fetched only within a forward pass of the whole
+    del model.forward
+    _cut_again(model)
+    # FSDP looks for tensors to hook in what a module returns, and does not look into Outputs
+    model.register_forward_hook(lambda module, told, out: (out, out._logits, out.hidden), prepend=True)
+    model.register_forward_hook(lambda module, told, out: out[0])
+
+
+def _cut_again(model: Model) -> None:
+    """Let parameters be this rank's shares: after a forward pass the outermost ones are whole."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def _rows(value: Any) -> tuple[int, int]:
+    """The rows of a cut tensor that are this rank's: the first, and the one after the last."""
+    assert value.placements == (Shard(0),)
+    long, mesh = value.shape[0], value.device_mesh
+    each = -(-long // mesh.size())
+    start = min(mesh.get_local_rank() * each, long)
+    return start, min(start + each, long)
+
+
+def _laid_out(own: Tensor, like: Any) -> Tensor:
+    """This rank's rows as its share of a tensor cut as `like` is."""
+    return DTensor.from_local(own, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -46,7 +45,6 @@ def run(case: Any, adapter: str, folder: Path, ranks: Ranks, steps: int, **own: 
     train = {"batch_size": 5, "max_steps": steps, "micro_tokens": 40, "learning_rate": 1e-3, "patience": 0}
     train |= {"evaluate_every": max(steps // 5, 2), "save_every": steps // 2, "precision": "fp32", "validation": True}
     made = tiny.run(*case, root, folder, adapter=adapter, **{**train, **own})
-    made.batches = replace(made.batches, packed=made.model.packs)
     made.share(ranks)
     return made
 
