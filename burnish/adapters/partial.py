@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
 from burnish.adapters._lora import freeze
 from burnish.adapters._whole import disabled, merge, save, tensors
 from burnish.kinds import setting
+from burnish.models.bottom import stack
 from burnish.models.model import Model
 
 COST = 50
@@ -39,25 +38,17 @@ def attach(model: Model, settings: Mapping[str, Any], dropout: float, seed: int)
     """
     freeze(model)
     body = model.hf.base_model
-    owner, stack = _stack(body.get_decoder() if model.base.kind == "encoder-decoder" else body)
+    owner, layers = stack(body.get_decoder() if model.base.kind == "encoder-decoder" else body)
     norms = [
         item for name, item in owner.named_children() if "norm" in type(item).__name__.lower() and "emb" not in name
     ]
     poolers = [body.pooler] if getattr(body, "pooler", None) is not None else []
-    for module in (*stack[-Settings(**settings).layers :], *norms, *poolers):
+    for module in (*layers[-Settings(**settings).layers :], *norms, *poolers):
         module.requires_grad_(True)
     inside = {id(value) for value in body.parameters()}
     for value in model.hf.parameters():
         if id(value) not in inside:
             value.requires_grad_(True)
-
-
-def _stack(body: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
-    """The longest list of layers that lies in no other, and the module that holds it."""
-    lists = {name: item for name, item in body.named_modules() if isinstance(item, nn.ModuleList)}
-    outer = {name: item for name, item in lists.items() if not any(name.startswith(f"{other}.") for other in lists)}
-    name = max(outer, key=lambda name: len(outer[name]))
-    return body.get_submodule(name.rpartition(".")[0]), outer[name]
 
 
 __all__ = ["CARRIES_BASE", "COST", "MERGES", "RATE", "Settings", "attach", "disabled", "merge", "save", "tensors"]

@@ -66,6 +66,7 @@ class Model(nn.Module):
     hf: the transformers model; its parameter names are those of its files.  fresh: names of the head's parameters
     (and of a pooler that the base's files did not have), which are always trained and saved.
     """
+    states: within a pass, (1, T, H) what enters the first trained layer, if the batch brings it (bottom.py).
 
     def __init__(self, hf: Any, base: Base, head: Head, fresh: frozenset[str] = frozenset()) -> None:
         super().__init__()
@@ -75,6 +76,7 @@ class Model(nn.Module):
         self.fresh = fresh
         self.seat = Seat()
         accepted = signatures.signature(hf.forward).parameters
+        self.states: Tensor | None = None
         self.takes_positions = "position_ids" in accepted
         self.takes_keep = "logits_to_keep" in accepted
         self.takes_segments = "token_type_ids" in accepted and base.kind == "encoder"
@@ -89,13 +91,13 @@ class Model(nn.Module):
 
     def forward(self, batch: Batch) -> Outputs:
         """What the model says at the supervised positions (language), or its head of each row."""
-        batch = self._even(batch)
+        batch = self.even(batch)
         with self._seated(batch):
             if self.head.kind != "language":
                 return Outputs(self._pooled(batch).float())
             return self._language(batch)
 
-    def _even(self, batch: Batch) -> Batch:
+    def even(self, batch: Batch) -> Batch:
         """A pack of a round size, where a new size of product costs a compilation (bfloat16 on the CPU)."""
         if not batch.ends or self.hf.dtype != torch.bfloat16 or self.device.type != "cpu":
             return batch
@@ -105,7 +107,7 @@ class Model(nn.Module):
         return filled(batch, size) if size > batch.ends[-1] else batch
 
     def train(self, mode: bool = True) -> Model:
-        self.seat.layout = None
+        self.seat.layout = self.states = None
         return super().train(mode)
 
     @contextmanager
@@ -118,6 +120,7 @@ class Model(nn.Module):
             return
         seat.positions = batch.positions[0]
         seat.source_positions = None
+        self.states = batch.states
         if batch.source_document is not None:
             ends = torch.tensor(batch.source_ends, device=batch.ids.device)
             seat.source_positions = torch.arange(len(batch.source_document[0]), device=ends.device)
@@ -129,6 +132,7 @@ class Model(nn.Module):
                 yield
         finally:
             if not torch.is_grad_enabled():
+            self.states = None
                 seat.layout = None
 
     def _language(self, batch: Batch) -> Outputs:
@@ -267,7 +271,7 @@ class Model(nn.Module):
         head = self.hf.get_output_embeddings()
         if type(head) is not nn.Linear:
             return False
-        was, layout = self.training, self.seat.layout
+        was, layout, states = self.training, self.seat.layout, self.states
         self.eval()
         try:
             ids = torch.tensor([[5, 9, 6]], device=self.device) % (self.base.vocabulary or 10)
@@ -282,7 +286,7 @@ class Model(nn.Module):
             return False
         finally:
             self.train(was)
-            self.seat.layout = layout
+            self.seat.layout, self.states = layout, states
 
     @property
     def start_id(self) -> int:

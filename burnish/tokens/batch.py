@@ -28,6 +28,7 @@ class Batch:
     ids, positions, document: (B, T) int64; document is 0 at padding, 1 at real tokens, 1.. in a pack.
     weights: (B, T) float32, how much each id counts as a target.  targets: (B, T) what to predict where it is not ids.
     segments: (B, T) which of two texts an id belongs to.
+    states: (1, T, H) what enters the first trained layer of a model whose layers below are frozen, where that is kept.
     source, source_document: (B, S) for encoder-decoders.  label: (B,) or (B, C).
     where: each row's place in the user's file.  extras: what single methods add.
     ends, source_ends: of a pack, where its documents end, a running sum that begins with 0; else empty.
@@ -48,6 +49,7 @@ class Batch:
     ends: tuple[int, ...] = ()
     source_ends: tuple[int, ...] = ()
 
+    states: Tensor | None = None
     @property
     def rows(self) -> int:
         """How many rows of the data it holds."""
@@ -132,6 +134,7 @@ def filled(pack: Batch, size: int, source: int = 0) -> Batch:
     }
     if source:
         longer["source_ends"] = (*pack.source_ends, source)
+        states=_states(rows),
     return replace(pack, **longer, ends=(*pack.ends, size))
 
 
@@ -147,6 +150,8 @@ def _labels(rows: Sequence[Tokens]) -> Tensor | None:
 
 
 def _joined(rows: Sequence[np.ndarray]) -> tuple[Tensor, Tensor, Tensor, tuple[int, ...]]:
+    if pack.states is not None:
+        longer["states"] = torch.nn.functional.pad(pack.states, (0, 0, 0, size - pack.states.shape[1]))
     sizes = [len(row) for row in rows]
     ids = np.concatenate(rows).astype(np.int64)
     document = np.repeat(np.arange(1, len(rows) + 1), sizes)
@@ -161,6 +166,19 @@ def _padded(rows: Sequence[np.ndarray], pad: int, left: bool) -> tuple[Tensor, T
     document = np.zeros((len(rows), longest), np.int64)
     positions = np.zeros((len(rows), longest), np.int64)
     for i, row in enumerate(rows):
+def _states(rows: Sequence[Tokens]) -> Tensor | None:
+    parts = [row.states() for row in rows if row.states is not None]
+    if not parts:
+        return None
+    whole = torch.from_numpy(np.concatenate(parts))[None]
+    return whole.view(torch.bfloat16) if whole.dtype == torch.int16 else whole
+
+
+def _extras(rows: Sequence[Tokens]) -> dict[str, Tensor]:
+    known = [row.reference for row in rows if row.reference is not None]
+    return {"reference": torch.from_numpy(np.stack(known))} if known else {}
+
+
         place = slice(longest - len(row), longest) if left else slice(0, len(row))
         ids[i, place], document[i, place], positions[i, place] = row, 1, np.arange(len(row))
     return torch.from_numpy(ids), torch.from_numpy(document), torch.from_numpy(positions)

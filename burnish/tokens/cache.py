@@ -71,18 +71,17 @@ def rows(name: str, encode: Callable[[], Made]) -> Kept:
     """The rows kept under a key; encoded now, and kept, when there are none or they do not verify."""
     folder = store.home() / "cache" / name
     with store.locked(folder, wait=True):
-        problem = _fault(folder)
+        problem = fault(folder)
         if problem:
             made = encode()
             with store.disk_errors(folder):
-                _write(folder, made)
-                _forget(folder.parent)
+                seal(folder, _write(folder, made))
         os.utime(folder / MANIFEST)
         warning = f"{folder}: {problem}; its rows were encoded again" if problem != "nothing" else ""
         return _read(folder, warning if problem else "")
 
 
-def _fault(folder: Path) -> str:
+def fault(folder: Path) -> str:
     """What is wrong with an entry; "nothing" when it was never written, '' when every byte is the one that was."""
     try:
         for name, digest in json.loads((folder / MANIFEST).read_text(encoding="utf-8")).items():
@@ -95,8 +94,14 @@ def _fault(folder: Path) -> str:
     return ""
 
 
-def _write(folder: Path, made: Made) -> None:
-    """Write an entry, the manifest last; a file that is mapped elsewhere is replaced, not changed."""
+def seal(folder: Path, names: Sequence[str]) -> None:
+    """Make an entry of these files believed: their hashes are written last.  Old entries are removed."""
+    store.write_json(folder / MANIFEST, {name: _digest(folder / name).hex() for name in names})
+    _forget(folder.parent)
+
+
+def _write(folder: Path, made: Made) -> list[str]:
+    """Write an entry's files; returns their names.  A file that is mapped elsewhere is replaced, not changed."""
     tokens, problems, count = made
     (folder / MANIFEST).unlink(missing_ok=True)
     columns: dict[str, list[np.ndarray | None]] = {
@@ -121,7 +126,7 @@ def _write(folder: Path, made: Made) -> None:
         "count": asdict(count),
     }
     store.write_text(folder / ROWS, json.dumps(told))
-    store.write_json(folder / MANIFEST, {name: _digest(folder / name).hex() for name in names})
+    return names
 
 
 def _save(path: Path, values: np.ndarray) -> None:

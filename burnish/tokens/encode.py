@@ -31,6 +31,7 @@ class Tokens:
     label: class index, multi-hot vector or number; None for language.
     targets: (T,) what to say where it is not what is read (hidden tokens of an encoder).
     segments: (T,) 0 or 1, which of two texts an id belongs to; None where there is one text.
+    states: reads (T, H) what enters the first trained layer, where that is kept; int16 holds the bits of bfloat16.
     """
 
     ids: np.ndarray
@@ -43,6 +44,7 @@ class Tokens:
     segments: np.ndarray | None = None
 
     @property
+    states: Callable[[], np.ndarray] | None = None
     def length(self) -> int:
         return len(self.ids) + (0 if self.source is None else len(self.source))
 

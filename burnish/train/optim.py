@@ -30,6 +30,14 @@ def precision(wanted: str, device: torch.device) -> Literal["fp32", "bf16"]:
     return "bf16" if device.type == "cpu" and fast else "fp32"
 
 
+def round_frozen(model: nn.Module, dtype: torch.dtype) -> None:
+    """Round the weights that do not train to the model's arithmetic; a second time changes nothing."""
+    if dtype != torch.float32:
+        for value in model.parameters():
+            if not value.requires_grad and value.dtype in PLAIN:
+                value.data = value.data.to(dtype)
+
+
 class Masters:
     """The trained weights in float32, behind a model that computes in `dtype`.
 
@@ -52,10 +60,7 @@ class Masters:
             self._rounded[name] = value
             value.data = value.data.to(dtype)
             self._hooks.append(value.register_post_accumulate_grad_hook(self._gather(self.values[name])))
-        if dtype != torch.float32:
-            for value in model.parameters():
-                if not value.requires_grad and value.dtype in PLAIN:
-                    value.data = value.data.to(dtype)
+        round_frozen(model, dtype)
 
     @staticmethod
     def _gather(master: nn.Parameter) -> Callable[[nn.Parameter], None]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from burnish.errors import TrainError
+from burnish.models import bottom
 from burnish.models.model import Model
 from burnish.records import Event
 from burnish.task import Train
@@ -109,5 +110,4 @@ class Run:
         hf = self.model.hf
         self.recompute = (self.recompute or self.progress.recompute) and hf.supports_gradient_checkpointing
         if self.recompute:
-            newer = getattr(hf, "activation_checkpointing_enable", None)  # its name in transformers 6
-            (newer or hf.gradient_checkpointing_enable)({"use_reentrant": False})
+            bottom.recompute(hf)

@@ -6,7 +6,7 @@ import torch
 import transformers
 
 from burnish.adapters import partial
-from burnish.models import load
+from burnish.models import bottom, load
 from burnish.tokens.batch import collate
 
 BODIES = {  # (kind, head, layers) -> where every trained name begins
@@ -52,7 +52,7 @@ def test_nothing_is_kept_of_the_frozen_layers(kind, tmp_path_factory):
     """The first layer gives what has no gradient, so backward ends above it."""
     model = tiny.model(kind, "language", tmp_path_factory, "partial", layers=1).train()
     seen = []
-    _, stack = partial._stack(model.hf.base_model.get_decoder() if kind == "bart" else model.hf.base_model)
+    _, stack = bottom.stack(model.hf.base_model.get_decoder() if kind == "bart" else model.hf.base_model)
     for layer in stack:
         layer.register_forward_hook(lambda _, told, out: seen.append(out[0] if isinstance(out, tuple) else out))
     batch = collate(tiny.ready_rows("selfsupervised", kind, "document", tmp_path_factory), 0)
