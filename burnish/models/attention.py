@@ -10,10 +10,11 @@ documents go block by block so that a causal one skips what lies ahead.  On CUDA
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -53,6 +54,17 @@ def install(hf: Any, seat: Seat) -> None:
         module._seat = (seat, "cross" if any(part in CROSS for part in parts) else side)
         if type(module).__name__.endswith("LearnedPositionalEmbedding"):
             module.register_forward_pre_hook(_positions, with_kwargs=True)
+        if hasattr(module, "compute_bias"):
+            module.compute_bias = partial(_distances, module, module.compute_bias)
+
+
+def _distances(module: nn.Module, plain: Callable[..., Tensor], queries: int, keys: int, **told: Any) -> Tensor:
+    """T5's learned bias.  Of a pack (1, H, 1, 2N - 1): of keys N - 1 places before a query to N - 1 after it."""
+    seat, side = module._seat  # type: ignore[misc]
+    if seat.layout is None:
+        return plain(queries, keys, **told)
+    longest = getattr(seat.layout, side).longest
+    return plain(1, 2 * longest - 1, **told | {"past_seen_tokens": longest - 1})
 
 
 def _positions(module: nn.Module, told: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -95,17 +107,18 @@ def attend(
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal) and side != "cross"
     if odd or (sliding_window is not None and not causal):
         raise NotImplementedError(f"packed attention has no {odd or 'two-sided window'}")
+    bias = None if side == "cross" else position_bias  # T5's is zeros between its two sides
+    if bias is not None and bias.shape[2] != 1:
+        raise NotImplementedError("packed attention knows a bias of distances only")
     spans = getattr(seat.layout, side)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     # under somebody's autocast rotated heads are wider than values
     q, k, v = (part[0].transpose(0, 1).to(value.dtype) for part in (query, key, value))  # (T, heads, D)
-    softcap = others.get("softcap")
-    plain = bool(dropout or softcap or position_bias is not None)
-    if q.is_cuda and not plain and q.dtype in (torch.bfloat16, torch.float16):
+    if softcap := others.get("softcap"):
+        return _softcapped(q, k, v, spans, causal, sliding_window, scale, dropout, softcap)[None], None
+    if q.is_cuda and not dropout and bias is None and q.dtype in (torch.bfloat16, torch.float16):
         return _varlen(q, k, v, spans, causal, sliding_window, scale)[None], None
-    if plain:
-        return _plain(q, k, v, spans, causal, sliding_window, scale, dropout, position_bias, softcap)[None], None
-    return _Packed.apply(q, k, v, spans, causal, sliding_window, scale)[None], None
+    return _Packed.apply(q, k, v, bias, spans, causal, sliding_window, scale, dropout)[None], None
 
 
 def _capped(
@@ -163,9 +176,26 @@ def _back(rows: Tensor, group: Group, places: Tensor, heads: int, into: Tensor, 
         into.index_copy_(0, index[group.real], flat[group.real])
 
 
+def _apart(bias: Tensor, group: Group) -> Tensor:
+    """(H, Q, K) of a bias of distances (1, H, 1, 2N - 1)."""
+    long, wide = group.query.shape[1], group.key.shape[1]
+    first = bias.shape[-1] // 2 - group.offset  # of query 0 and key 0; a query later it begins one place before
+    return bias[0, :, 0].unfold(1, wide, 1)[:, first - long + 1 : first + 1].flip(1)
+
+
+def _apart_back(gradient: Tensor, bias: Tensor, group: Group) -> Tensor:
+    """The gradient of a bias of distances, in float32 at least, from that of a group's scores (G x H, Q, K)."""
+    exact = torch.promote_types(bias.dtype, torch.float32)
+    summed = gradient.view(len(group.query), bias.shape[1], group.query.shape[1], -1).sum(0, dtype=exact)
+    with torch.enable_grad():
+        told = bias.detach().to(exact).requires_grad_()
+        return torch.autograd.grad(_apart(told, group), told, summed)[0]
+
+
 def _odds(
     q: Tensor,
     k: Tensor,
+    bias: Tensor | None,
     spans: Spans,
     number: int,
     causal: bool,
@@ -181,6 +211,8 @@ def _odds(
     told = torch.bmm(q, k.transpose(1, 2))
     many, long, wide = len(group.query), group.query.shape[1], told.shape[2]
     heads = len(told) // many
+    if bias is not None:
+        told.view(many, -1, long, wide).add_(_apart(bias, group), alpha=1 / scale)
     if kernels.fits(told):
         known = number in logs
         log = logs.setdefault(number, torch.empty(told.shape[:2]))
@@ -205,7 +237,10 @@ def _odds_back(gradient: Tensor, odds: Tensor, scale: float) -> Tensor:
 
 
 class _Packed(torch.autograd.Function):
-    """Exact attention of every group; keeps q, k, v only and computes the probabilities again on the way back."""
+    """Exact attention of every group; keeps q, k, v only and computes the probabilities again on the way back.
+
+    bias: of distances, added to the scores (T5), or None.  dropout: share of the probabilities that is hidden.
+    """
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -213,44 +248,57 @@ class _Packed(torch.autograd.Function):
         q: Tensor,
         k: Tensor,
         v: Tensor,
+        bias: Tensor | None,
         spans: Spans,
         causal: bool,
         window: int | None,
         scale: float,
+        dropout: float,
     ) -> Tensor:
-        context.save_for_backward(q, k, v)
+        context.save_for_backward(q, k, v, bias)
         logs: dict[int, Tensor] = {}
-        context.told = spans, causal, window, scale, logs
+        shown: dict[int, Tensor] = {}
+        context.told = spans, causal, window, scale, dropout, logs, shown
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         heads = k.shape[1]
         for number, group in enumerate(spans.causal if causal else spans.free):
             rows = _rows(q, group, group.query, heads), _rows(k, group, group.key, heads)
-            odds = _odds(*rows, spans, number, causal, window, scale, logs)
+            odds = _odds(*rows, bias, spans, number, causal, window, scale, logs)
+            if dropout:
+                shown[number] = torch.empty_like(odds, dtype=torch.bool).bernoulli_(1 - dropout)
+                odds.mul_(shown[number]).div_(1 - dropout)
             _back(torch.bmm(odds, _rows(v, group, group.key, heads)), group, group.query, heads, out)
         return out
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> Any:  # type: ignore[override]
-        q, k, v = context.saved_tensors
-        spans, causal, window, scale, logs = context.told
+        q, k, v, bias = context.saved_tensors
+        spans, causal, window, scale, dropout, logs, shown = context.told
         heads = k.shape[1]
         groups = spans.causal if causal else spans.free
         dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         dk, dv = (torch.zeros(k.shape, dtype=k.dtype, device=k.device) for _ in "kv")
+        dbias = 0.0 if context.needs_input_grad[3] else None
         for number, group in enumerate(groups):
             rows, keys = _rows(q, group, group.query, heads), _rows(k, group, group.key, heads)
-            odds = _odds(rows, keys, spans, number, causal, window, scale, logs)
+            odds = _odds(rows, keys, bias, spans, number, causal, window, scale, logs)
             back = _rows(gradient, group, group.query, heads)
             if group.real is not None:  # queries past the end teach nothing
                 back = back.view(len(group.query), -1, group.query.shape[1], back.shape[-1])
                 back = back * _real(group, back.dtype)
                 back = back.view(len(rows), -1, back.shape[-1])
-            _back(torch.bmm(odds.transpose(1, 2), back), group, group.key, heads, dv, add=True)
+            seen = odds.mul(shown[number]).div_(1 - dropout) if dropout else odds
+            _back(torch.bmm(seen.transpose(1, 2), back), group, group.key, heads, dv, add=True)
             inner = torch.bmm(back, _rows(v, group, group.key, heads).transpose(1, 2))
+            if dropout:
+                inner.mul_(shown[number]).div_(1 - dropout)
             inner = _odds_back(inner, odds, float(scale))
+            if dbias is not None:
+                dbias = dbias + _apart_back(inner, bias, group)
             _back(torch.bmm(inner, keys), group, group.query, heads, dq)
             _back(torch.bmm(inner.transpose(1, 2), rows), group, group.key, heads, dk, add=True)
-        return dq, dk, dv, None, None, None, None
+        of_bias = None if dbias is None else (dbias / scale).to(bias.dtype)
+        return dq, dk, dv, of_bias, None, None, None, None, None
 
 
 def _real(group: Group, dtype: torch.dtype) -> Tensor:
@@ -261,7 +309,7 @@ def _real(group: Group, dtype: torch.dtype) -> Tensor:
     return told.view(len(group.query), 1, -1, 1)
 
 
-def _plain(
+def _softcapped(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -270,25 +318,18 @@ def _plain(
     window: int | None,
     scale: float,
     dropout: float,
-    bias: Tensor | None,
-    softcap: float | None,
+    softcap: float,
 ) -> Tensor:
-    """The same through autograd, for what is rarer: dropout, a learned bias of distances (T5), soft caps (Gemma 2)."""
+    """The same through autograd, with a soft cap on the scores (Gemma 2)."""
     parts, places = [], []
     heads = k.shape[1]
     for number, group in enumerate(spans.causal if causal else spans.free):
         mask = spans.mask(number, causal, window, q.dtype)
         rows, keys = _rows(q, group, group.query, heads), _rows(k, group, group.key, heads)
-        told = torch.bmm(rows, keys.transpose(1, 2)) * scale
+        told = softcap * torch.tanh(torch.bmm(rows, keys.transpose(1, 2)) * scale / softcap)
         many, long = group.query.shape
-        if softcap:
-            told = softcap * torch.tanh(told / softcap)
-        told = told.view(many, heads, -1, long, told.shape[-1])
-        if bias is not None:
-            here = bias[0][:, group.query[:, :, None], group.key[:, None, :]]  # (H, G, Q, K)
-            told = told + here.transpose(0, 1).reshape(many, heads, -1, long, told.shape[-1])
         if mask is not None:
-            told = told + mask[:, None, None]
+            told = told.view(many, heads, -1, long, told.shape[-1]) + mask[:, None, None]
         odds = nn.functional.dropout(torch.softmax(told, -1), dropout).view(len(rows), -1, told.shape[-1])
         out = torch.bmm(odds, _rows(v, group, group.key, heads))
         out = out.view(many, heads, -1, long, out.shape[-1]).permute(0, 3, 1, 2, 4).reshape(many * long, *q.shape[1:])

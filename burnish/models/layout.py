@@ -64,6 +64,12 @@ class Spans:
     device: torch.device
     masks: dict[Any, Tensor | None] = field(default_factory=dict)
 
+    @property
+    def longest(self) -> int:
+        """The farthest that a query or key of a group stands from its document's begin, padding of groups counted."""
+        sides = zip(pairwise(self.queries), pairwise(self.keys), strict=True)
+        return max(max(rounded(b - a) + max(d - c - b + a, 0), rounded(d - c)) for (a, b), (c, d) in sides)
+
     @cached_property
     def causal(self) -> list[Group]:
         return self._groups(True)
