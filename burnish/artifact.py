@@ -21,6 +21,7 @@ from torch import Tensor
 from burnish import __version__, kinds, store
 from burnish.errors import ArtifactError, BurnishError
 from burnish.models import base as models
+from burnish.models import places
 from burnish.models.base import Base, Head
 from burnish.models.load import load as load_model
 from burnish.models.model import Model
@@ -132,6 +133,13 @@ def save(artifact: Artifact, model: Model | None, folder: Path, card: str = "") 
         staged.replace(folder)
         store.sync_folder(folder.parent)
     return replace(artifact, folder=folder)
+
+
+def lend(artifact: Artifact, model: Model) -> None:
+    """Take part in another process' `save` of a model that is cut over processes: bring one's share of each tensor."""
+    adapter = kinds.load("adapters", artifact.adapter)
+    for value in (adapter.stored(model) if adapter.CARRIES_BASE else adapter.tensors(model)).values():
+        places.whole(value)
 
 
 def load(folder: str | Path) -> Artifact:

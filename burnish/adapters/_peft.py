@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from burnish.adapters._lora import LoraLinear, freeze, layers, linear, put
+from burnish.models import places
 from burnish.models.model import Model
 
 PREFIX = "base_model.model."
@@ -74,8 +75,8 @@ def about(model: Model, base: str) -> dict[str, Any]:
 def write(config: Mapping[str, Any], kept: Mapping[str, Tensor], folder: Path) -> None:
     """The two files."""
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    whole = {name: value.contiguous() for name, value in kept.items()}
-    save_file(whole, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    full = {name: places.whole(value).cpu().contiguous() for name, value in kept.items()}
+    save_file(full, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 def read(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

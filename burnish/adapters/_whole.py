@@ -6,14 +6,18 @@ In: a tuned Model.  Out: config.json and model.safetensors, which plain transfor
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors.torch import save_file
 from torch import Tensor
 
+from burnish.models import places
 from burnish.models.model import Model
+
+SINGLE, PART = "model.safetensors", "model-{:05d}-of-{:05d}.safetensors"  # as transformers names them
+LIMIT = 5_000_000_000  # bytes of a file
 
 
 def merge(model: Model) -> None:
@@ -33,20 +37,44 @@ def disabled(model: Model) -> Iterator[None]:
 
 
 def save(model: Model, folder: Path, base: str) -> None:
-    """A plain transformers folder: config.json and model.safetensors (tied weights once)."""
+    """A plain transformers folder: config.json and model.safetensors, in several files where it is large."""
     hf = model.hf
     hf.config.architectures = [type(hf).__name__]  # a new head makes it another class than the base's
     hf.config.save_pretrained(folder)
     _old_rope(folder / "config.json")
     if getattr(hf, "generation_config", None) is not None and model.head.kind == "language":
         hf.generation_config.save_pretrained(folder)
-    seen: set[int] = set()
-    kept = {}
-    for name, value in hf.state_dict().items():
-        if value.data_ptr() not in seen or not value.numel():
-            kept[name] = value.detach().contiguous()
-            seen.add(value.data_ptr())
-    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    parts = _parts(stored(model))
+    names = [PART.format(number, len(parts)) if len(parts) > 1 else SINGLE for number in range(1, len(parts) + 1)]
+    for name, part in zip(names, parts, strict=True):
+        full = {key: places.whole(value).cpu().contiguous() for key, value in part.items()}
+        save_file(full, folder / name, metadata={"format": "pt"})
+    if len(parts) > 1:
+        size = sum(value.nbytes for part in parts for value in part.values())
+        where = {key: name for name, part in zip(names, parts, strict=True) for key in part}
+        told = json.dumps({"metadata": {"total_size": size}, "weight_map": where}, indent=2)
+        (folder / f"{SINGLE}.index.json").write_text(told + "\n", encoding="utf-8")
+
+
+def stored(model: Model) -> dict[str, Tensor]:
+    """What `save` writes: every tensor under its file name, shared ones once."""
+    told: dict[int, tuple[str, Tensor]] = {}
+    for name, value in model.hf.state_dict(keep_vars=True).items():
+        told.setdefault(id(value), (name, value.detach()))
+    return dict(told.values())
+
+
+def _parts(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The tensors in groups of LIMIT bytes (one always fits): more than a group of them is never gathered at once."""
+    parts: list[dict[str, Tensor]] = [{}]
+    room = LIMIT
+    for name, value in tensors.items():
+        if parts[-1] and value.nbytes > room:
+            parts.append({})
+            room = LIMIT
+        parts[-1][name] = value
+        room -= value.nbytes
+    return parts
 
 
 def _old_rope(path: Path) -> None:

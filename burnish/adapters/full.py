@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from burnish.adapters._whole import disabled, merge, save, tensors
+from burnish.adapters._whole import disabled, merge, save, stored, tensors
 from burnish.models.model import Model
 
 COST = 60  # where this rung stands on the ladder, cheapest first
@@ -20,4 +20,4 @@ def attach(model: Model, settings: Mapping[str, Any], dropout: float, seed: int)
         value.requires_grad_(True)
 
 
-__all__ = ["CARRIES_BASE", "COST", "MERGES", "RATE", "attach", "disabled", "merge", "save", "tensors"]
+__all__ = ["CARRIES_BASE", "COST", "MERGES", "RATE", "attach", "disabled", "merge", "save", "stored", "tensors"]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from burnish.adapters._lora import freeze
-from burnish.adapters._whole import disabled, merge, save, tensors
+from burnish.adapters._whole import disabled, merge, save, stored, tensors
 from burnish.kinds import setting
 from burnish.models.bottom import stack
 from burnish.models.model import Model
@@ -51,4 +51,4 @@ def attach(model: Model, settings: Mapping[str, Any], dropout: float, seed: int)
             value.requires_grad_(True)
 
 
-__all__ = ["CARRIES_BASE", "COST", "MERGES", "RATE", "Settings", "attach", "disabled", "merge", "save", "tensors"]
+__all__ = ["CARRIES_BASE", "COST", "MERGES", "RATE", "Settings", "attach", "disabled", "merge", "save", "stored", "tensors"]

@@ -190,6 +190,11 @@ def fill(module: nn.Module, device: torch.device) -> None:
             torch.utils.swap_tensors(value, whole)
 
 
+def whole(value: Tensor) -> Tensor:
+    """A tensor in full; of one that is cut over processes all must ask, each for the same ones in the same order."""
+    return value.full_tensor() if hasattr(value, "full_tensor") else value  # type: ignore[no-any-return]
+
+
 def put(hf: Any, name: str, value: Any) -> None:
     """Set the parameter, buffer or module at a dotted name."""
     parent, _, leaf = name.rpartition(".")

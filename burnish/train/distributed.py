@@ -95,8 +95,8 @@ class Ranks:
         """As `checkpoint.save`."""
         return checkpoint.save(folder, step, tensors, state, identity)
 
-    def gather(self, model: Model) -> None:
-        """Have the trained weights in full on the main rank, as an artifact needs them."""
+    def settle(self, model: Model) -> None:
+        """Let parameters be what this process keeps of them; a pass may leave fetched ones in their place."""
 
 
 @dataclass(frozen=True)

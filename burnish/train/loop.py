@@ -38,6 +38,7 @@ def fit(run: Run) -> Iterator[Event]:
     one row.
     """
     model, settings, plan, ranks = run.model, run.settings, run.plan, run.ranks
+    ranks.settle(model)
     masters = Masters(model.hf, model.trainable(), run.precision)
     optimizer = optim.build(masters.values, settings)
     referring = (yield from reference.refer(run)) if run.pairs else 0.0

@@ -59,7 +59,7 @@ class Sharded(Replicated):
         """Nothing is left to do: backward has scattered the sums."""
 
     def whole(self, value: Tensor) -> Tensor:
-        return value.full_tensor() if hasattr(value, "full_tensor") else value
+        return places.whole(value)
 
     def tensors(self, found: Checkpoint, group: str, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if f"{group}.safetensors" in found.files:  # written by one process
@@ -121,19 +121,10 @@ class Sharded(Replicated):
                 own[f"{name}/{path.name}"] = checkpoint.entry(path)
         return {name: item for rank in range(self.size) for name, item in self.tell(own, rank).items()}
 
-    def gather(self, model: Model) -> None:
-        full: dict[int, nn.Parameter] = {}
-        _cut_again(model)
+    def settle(self, model: Model) -> None:
         for module in model.modules():
-            for name, value in module._parameters.items():
-                if value is None or not value.requires_grad or not hasattr(value, "full_tensor"):
-                    continue
-                if id(value) not in full:
-                    full[id(value)] = nn.Parameter(value.full_tensor().cpu())
-                if self.main:
-                    module._parameters[name] = full[id(value)]
-                else:
-                    full[id(value)] = value  # only its place is needed
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
 
 def cut(model: Model, device: torch.device, precision: torch.dtype) -> None:
@@ -163,17 +154,9 @@ def cut(model: Model, device: torch.device, precision: torch.dtype) -> None:
     model.forward = lambda: (model.packs, model.lays_bare)  # type: ignore[assignment, misc, method-assign]
     model()  # they try the model out, whose layers are fetched only within a forward pass of the whole
     del model.forward
-    _cut_again(model)
     # FSDP looks for tensors to hook in what a module returns, and does not look into Outputs
     model.register_forward_hook(lambda module, told, out: (out, out._logits, out.hidden), prepend=True)
     model.register_forward_hook(lambda module, told, out: out[0])
-
-
-def _cut_again(model: Model) -> None:
-    """Let parameters be this rank's shares: after a forward pass the outermost ones are whole."""
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
 
 
 def _rows(value: Any) -> tuple[int, int]:

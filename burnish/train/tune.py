@@ -217,11 +217,12 @@ def _tune(job: Job) -> Iterator[Event]:
         "stopped": run.progress.done,
         "columns": dict(job.columns),
     }
-    run.ranks.gather(model)
+    run.ranks.settle(model)
+    made = Artifact(job.rung, job.base, job.contract, job.rung, {}, facts)
     if job.ranks.main:
-        artifacts.save(
-            Artifact(job.rung, job.base, job.contract, job.rung, {}, facts), model.eval(), job.folder / "artifact"
-        )
+        artifacts.save(made, model.eval(), job.folder / "artifact")
+    elif job.ranks.size > 1:
+        artifacts.lend(made, model)
     job.ranks.tell("saved")
 
 

@@ -18,6 +18,7 @@ import tiny
 import torch
 
 from burnish.errors import TaskError
+from burnish.models import places
 from burnish.train import distributed, loop
 from burnish.train.distributed import Ranks, Replicated
 
@@ -50,14 +51,14 @@ def run(case: Any, adapter: str, folder: Path, ranks: Ranks, steps: int, **own: 
 
 
 def told(run: loop.Run) -> dict[str, Any]:
-    """Train to the end; every number on the way, and on the main rank the weights."""
+    """Train to the end; every number on the way, and the weights."""
     events = list(loop.fit(run))
-    run.ranks.gather(run.model)
+    run.ranks.settle(run.model)
     wanted = {"loss": "step", "grad_norm": "step", "tokens": "step", "valid_loss": "validated"}
     seen = {name: [event.numbers[name] for event in events if event.kind == kind] for name, kind in wanted.items()}
-    own = run.model.trainable().items() if run.ranks.main else ()
+    own = {name: places.whole(value).flatten().tolist() for name, value in run.model.trainable().items()}
     seen["warned"] = [event.numbers["text"] for event in events if event.kind == "warned"]
-    return {**seen, "first": events[0].kind, "weights": {name: value.flatten().tolist() for name, value in own}}
+    return {**seen, "first": events[0].kind, "weights": own}
 
 
 def forgetful(method: Any, here: bool) -> Any:

@@ -1,0 +1,112 @@
+"""What one of two processes does for test_sharded.py: reads its share of bases, and says what it read and has.
+
+`python apart.py shares|memory FOLDER`, with torchrun's variables set; models lie in FOLDER/models.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import psutil
+import tiny
+import torch
+from torch.distributed.tensor import DTensor
+
+from burnish import kinds
+from burnish.errors import ModelError
+from burnish.models import base, load, places, quicken
+from burnish.models.model import Model
+from burnish.train import distributed
+from burnish.train.distributed import Ranks
+
+RUNGS = ("full", "lora", "dora", "partial", "prompt-tuning")
+SETTINGS: dict[str, dict[str, Any]] = {"dora": {"use_dora": True}}
+
+
+def made(folder: Path, rung: str, head: str, outlined: bool) -> Model:
+    """A base with an adapter, as `tune` makes them."""
+    model = load.load(base.inspect(str(folder)), tiny.HEADS[head], dropout=0.0, outlined=outlined)
+    adapter = kinds.load("adapters", "lora" if rung == "dora" else rung)
+    adapter.attach(model, SETTINGS.get(rung, {}), 0.0, 3)
+    quicken.install(model.hf)
+    return model
+
+
+def shares(folder: Path, ranks: Ranks) -> dict[str, Any]:
+    """Every family with every adapter: bytes read, bytes kept, the largest read, and whether all is as it should be."""
+    sizes: list[int] = []
+    plain = places.Stored.rows
+
+    def rows(self: places.Stored, start: int = 0, end: int | None = None) -> torch.Tensor:
+        value = plain(self, start, end)
+        sizes.append(value.nbytes)
+        return value
+
+    places.Stored.rows = rows  # type: ignore[method-assign]
+    seen: dict[str, Any] = {}
+    root = SimpleNamespace(getbasetemp=lambda: folder / "models")
+    for path in folder.glob("models/tiny-*"):  # made by the test: transformers saves on rank 0 only
+        tiny._made[str(folder / "models"), path.name.removeprefix("tiny-")] = path
+    cases = [(kind, "full") for kind in tiny.KINDS] + [("llama", rung) for rung in RUNGS[1:]] + [("t5", "lora")]
+    for kind, rung in cases:
+        head = "classes" if kind in tiny.ENCODERS else "language"
+        source = folder / "models" / f"tiny-{kind}"
+        model, whole = (made(source, rung, head, outlined) for outlined in (True, False))
+        waiting = places.of(model)
+        sizes.clear()
+        sharded, _ = ranks.prepare(model, torch.float32)
+        read = list(sizes)
+        sharded.settle(model)
+        expected, own = dict(whole.hf.state_dict()), dict(model.hf.state_dict())
+        told = dict(model.named_parameters())
+        kept = [value.to_local().nbytes for name, value in told.items() if name in waiting]
+        batch = tiny.collate(tiny.rows(kind, "classes" if head == "classes" else "answers", root), 0)
+        with torch.no_grad():
+            apart = float((model(batch).logits - whole(batch).logits).abs().max())
+        seen[f"{kind}-{rung}"] = {
+            "equal": own.keys() == expected.keys()
+            and all(torch.equal(places.whole(value), expected[name]) for name, value in own.items()),
+            "cut": all(isinstance(value, DTensor) for value in told.values()),
+            "tied": len(told) == len(dict(whole.named_parameters())),
+            "packs": [model.packs == whole.packs, model.lays_bare == whole.lays_bare],
+            "apart": apart,
+            "read": sum(read),
+            "kept": sum(kept),
+            "whole": sum(value.numel() * 4 for name, value in whole.named_parameters() if name in waiting),
+            "largest": max(read),
+        }
+    try:
+        ranks.prepare(made(folder / "models" / "spoiled", "full", "language", True), torch.float32)
+    except ModelError as problem:
+        seen["refused"] = problem.what
+    return seen
+
+
+def memory(folder: Path, ranks: Ranks) -> dict[str, Any]:
+    """Peak of resident memory, in bytes: before a base, when it is there, and after three LoRA steps."""
+
+    def peak() -> int:
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+    warm = made(folder / "models" / "tiny-llama", "lora", "language", ranks.size > 1)
+    ranks.prepare(warm, torch.bfloat16)
+    del warm
+    before, now = peak(), psutil.Process().memory_info().rss
+    model = made(folder / "models" / "large", "lora", "language", ranks.size > 1)
+    ranks.prepare(model, torch.bfloat16)
+    return {"before": before, "now": now, "loaded": peak()}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    work, place = sys.argv[1], Path(sys.argv[2])
+    with distributed.begin(True) as ranks:
+        told = (shares if work == "shares" else memory)(place, ranks)
+        (place / f"seen-{ranks.rank}.json").write_text(json.dumps(told))
