@@ -24,7 +24,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
-from burnish.models import kernels
+from burnish.models import kernels, tiled
 from burnish.models.layout import Group, Layout, Spans
 
 NAME = "burnish"

@@ -1,4 +1,4 @@
-"""The row-by-row kernels of kernels.cpp: compiled once for this machine, then called without a copy.
+"""The kernels of kernels.cpp and attend.cpp: compiled once for this machine, then called without a copy.
 
 In: contiguous CPU tensors in float32 or bfloat16.  Out: the same memory, changed.  Without a C++ compiler there are
 none, and fused.py and attention.py do the same work with PyTorch's own operations.
@@ -22,7 +22,8 @@ from torch import Tensor
 
 from burnish import store
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
+SOURCES = [Path(__file__).with_name(name) for name in ("kernels.cpp", "attend.cpp")]
+HEADER = Path(__file__).with_name("kernels.hpp")
 FLAGS = (
     *("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-w"),
     *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math", "-freciprocal-math"),
@@ -36,7 +37,8 @@ def library() -> Any:
     compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
     if compiler is None or os.environ.get("BURNISH_KERNELS") == "off":
         return None
-    told = (SOURCE.read_text(encoding="utf-8"), *FLAGS, compiler, torch.__version__, platform.machine(), _processor())
+    texts = [path.read_text(encoding="utf-8") for path in (HEADER, *SOURCES)]
+    told = (*texts, *FLAGS, compiler, torch.__version__, platform.machine(), _processor())
     name = hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
     path = store.home().absolute() / "cache" / "kernels" / f"{name}.so"
     try:
@@ -59,7 +61,9 @@ def _build(compiler: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
-        subprocess.run([compiler, *FLAGS, "-o", str(made), str(SOURCE)], check=True, capture_output=True, timeout=120)
+        subprocess.run(
+            [compiler, *FLAGS, "-o", str(made), *map(str, SOURCES)], check=True, capture_output=True, timeout=120
+        )
         made.replace(path)
 
 
