@@ -118,6 +118,8 @@ def attend(
         return _softcapped(q, k, v, spans, causal, sliding_window, scale, dropout, softcap)[None], None
     if q.is_cuda and not dropout and bias is None and q.dtype in (torch.bfloat16, torch.float16):
         return _varlen(q, k, v, spans, causal, sliding_window, scale)[None], None
+    if bias is None and not dropout and tiled.fits(q, k, v):
+        return tiled.Tiled.apply(q, k, v, spans, causal, sliding_window, scale)[None], None
     return _Packed.apply(q, k, v, bias, spans, causal, sliding_window, scale, dropout)[None], None
 
 
