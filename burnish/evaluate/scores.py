@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from burnish import kinds
 from burnish.errors import DataError
 from burnish.evaluate import statistics
-from burnish.evaluate.statistics import Rows
+from burnish.evaluate.statistics import Rows, Seeds
 from burnish.metrics._text import gold
 from burnish.records import Comparison, Example, Prediction, Score
 
@@ -78,15 +78,13 @@ def score(
     """
     tables = [table(metric, examples, said, labels) for said in (predictions, *seeds)]
     module, n = _metric(metric), len(examples)
-    own = [module.value(rows) for rows in tables]
-    value = float(np.mean(own))
     if seeds:
-        draws = np.mean([statistics.resampled(rows, module.value, resamples, seed) for rows in tables], axis=0)
-        found = statistics.components(value, draws, [own], n, confidence)
+        found = statistics.components(_seeds(tables, module, resamples, seed), n, confidence=confidence)
         worst, best = module.RANGE
         low, high = _widened(max(found.low, worst), min(found.high, best), module, n, confidence)
-        return Score(metric, value, low, high, n, "rows and seeds", module.HIGHER, confidence)
+        return Score(metric, found.value, low, high, n, "rows and seeds", module.HIGHER, confidence)
     rows = tables[0]
+    value = float(module.value(rows))
     if module.KIND == "proportion":
         low, high = statistics.wilson(float(rows.sum()), n, confidence)
         return Score(metric, value, low, high, n, "wilson", module.HIGHER, confidence)
@@ -134,21 +132,20 @@ def compare_all(
         name: [table(metric, examples, said, labels) for said in (own, *seeds.get(name, ()))]
         for name, own in named.items()
     }
-    draws = {}
+    drawn: dict[str, Seeds] = {}
     if module.KIND != "proportion" or any(len(rows) > 1 for rows in tables.values()):
-        draws = {
-            name: np.mean([statistics.resampled(rows, module.value, resamples, seed) for rows in own], axis=0)
-            for name, own in tables.items()
-        }
+        drawn = {name: _seeds(own, module, resamples, seed) for name, own in tables.items()}
 
     def compared(a: str, b: str) -> Comparison:
-        if len(tables[a]) + len(tables[b]) > 2:
-            return _over_seeds(a, b, tables, draws, module, confidence)
         a_rows, b_rows = tables[a][0], tables[b][0]
+        n = len(a_rows)
+        if len(tables[a]) + len(tables[b]) > 2:
+            found = statistics.components(drawn[b], n, drawn[a], confidence)
+            return Comparison(a, b, found.value, found.low, found.high, found.p, found.p, n, "rows and seeds")
         if module.KIND == "proportion":
             return _proportions(a, b, a_rows, b_rows, confidence)
-        n, difference = len(a_rows), module.value(b_rows) - module.value(a_rows)
-        low, high = statistics.interval(draws[b] - draws[a], n, confidence)
+        difference = float(module.value(b_rows) - module.value(a_rows))
+        low, high = statistics.interval(drawn[b].draws[:, 0] - drawn[a].draws[:, 0], n, confidence)
         p = statistics.swap_test(a_rows, b_rows, module.value, resamples, seed)
         return Comparison(a, b, difference, low, high, p, p, n, "random swaps")
 
@@ -232,16 +229,7 @@ def _proportions(a: str, b: str, a_rows: Rows, b_rows: Rows, confidence: float) 
     return Comparison(a, b, (fixed - broken) / n, low, high, p, p, n, "mcnemar", fixed, broken)
 
 
-def _over_seeds(
-    a: str,
-    b: str,
-    tables: Mapping[str, Sequence[Rows]],
-    draws: Mapping[str, NDArray[np.float64]],
-    module: ModuleType,
-    confidence: float,
-) -> Comparison:
-    """The difference of two means over seeds; rows are shared, seeds are not."""
-    own = {name: [module.value(rows) for rows in tables[name]] for name in (a, b)}
-    n, difference = len(tables[a][0]), float(np.mean(own[b]) - np.mean(own[a]))
-    found = statistics.components(difference, draws[b] - draws[a], list(own.values()), n, confidence)
-    return Comparison(a, b, difference, found.low, found.high, found.p, found.p, n, "rows and seeds")
+def _seeds(tables: Sequence[Rows], module: ModuleType, resamples: int, seed: int) -> Seeds:
+    """What the same rung scores from each seed, on all rows and on the same resamples of them."""
+    draws = [statistics.resampled(rows, module.value, resamples, seed) for rows in tables]
+    return Seeds(np.array([module.value(rows) for rows in tables]), np.stack(draws, axis=1))

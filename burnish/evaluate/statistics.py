@@ -11,18 +11,20 @@ on twelve such cases; p-values read off the bootstrap up to .10 of the time at n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Rows = NDArray[np.float64]
-Value = Callable[[Rows], float]
+Value = Callable[[Rows], Any]  # rows (..., n, k) to one number or, of many samples, an array of shape (...)
 Interval = tuple[float, float]
 
 NORMAL = NormalDist()
+AT_ONCE = 1 << 16  # rows of all samples in memory together: a few MB for most metrics
 
 
 def quantile(confidence: float) -> float:
@@ -57,8 +59,14 @@ def resampled(rows: Rows, value: Value, resamples: int, seed: int) -> NDArray[np
     of two results is a paired bootstrap.
     Source: Efron 1979.
     """
-    random = np.random.default_rng(seed)
-    return np.array([value(rows[random.integers(0, len(rows), len(rows))]) for _ in range(resamples)])
+    random, n = np.random.default_rng(seed), len(rows)
+    return np.concatenate([value(rows[random.integers(0, n, (size, n))]) for size in _parts(resamples, n)])
+
+
+def _parts(resamples: int, n: int) -> Iterator[int]:
+    """Sizes that add up to `resamples`: how many samples of n rows to look at together."""
+    most = max(AT_ONCE // n, 1)
+    yield from (min(most, resamples - done) for done in range(0, resamples, most))
 
 
 def interval(values: NDArray[np.float64], n: int, confidence: float = 0.95) -> Interval:
@@ -90,9 +98,11 @@ def swap_test(a: Rows, b: Rows, value: Value, resamples: int, seed: int) -> floa
     nearly = seen * (1 - 1e-9)  # sums in another order must still count as equal
     random = np.random.default_rng(seed)
     larger = 0
-    for _ in range(resamples):
-        swap = random.random((len(a), 1)) < 0.5
-        larger += bool(abs(value(np.where(swap, a, b)) - value(np.where(swap, b, a))) >= nearly)
+    for size in _parts(resamples, len(a)):
+        swap = random.integers(0, 2, (size, len(a), 1), dtype=bool)
+        with np.errstate(invalid="ignore"):  # two infinite perplexities are not apart
+            apart = np.abs(value(np.where(swap, a, b)) - value(np.where(swap, b, a)))
+        larger += int((apart >= nearly).sum())
     return (1 + larger) / (1 + resamples)
 
 
@@ -165,9 +175,18 @@ def holm(p: Sequence[float]) -> tuple[float, ...]:
 
 
 @dataclass(frozen=True)
+class Seeds:
+    """What one rung, trained from S seeds, scores: on all rows (S,) and on resampled rows (resamples, S)."""
+
+    values: NDArray[np.float64]
+    draws: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
 class Components:
     """A value over rows and seeds: its interval, the p that it is 0 by luck, and the two standard errors inside."""
 
+    value: float
     low: float
     high: float
     p: float
@@ -175,42 +194,72 @@ class Components:
     seed_error: float
 
 
-def components(
-    value: float, draws: NDArray[np.float64], seeds: Sequence[Sequence[float]], n: int, confidence: float = 0.95
-) -> Components:
-    """Interval of a mean over seeds that covers both which rows were drawn and which seeds.
+def components(of: Seeds, n: int, minus: Seeds | None = None, confidence: float = 0.95) -> Components:
+    """A mean over seeds, or the difference of two, with an interval that covers which rows and which seeds were drawn.
 
-    draws: the value of resampled rows.  seeds: for each rung in the value, what each of its seeds gave on all rows;
-    a rung with one seed adds nothing.  The two variances add up; Student's t with the effective degrees of freedom.
-    Source: Satterthwaite 1946; for seeds of learning algorithms, Bouthillier et al. 2021, Accounting for Variance in
-    Machine Learning Benchmarks.
+    n: rows.  A rung with one seed counts as one that has no other.
+    How seeds scatter (variance over S) holds already what they answer differently row by row, so that is taken out of
+    the variance over rows; Student's t with the effective degrees of freedom.
+    Source: Obuchowski and Rockette 1995, Hillis 2007 (readers are our seeds, cases our rows); Satterthwaite 1946.
     """
-    parts = [(float(np.var(draws)), max(n - 1, 1))]
-    parts += [(float(np.var(own, ddof=1)) / len(own), len(own) - 1) for own in seeds if len(own) > 1]
+    sides = [(1.0, of)] if minus is None else [(1.0, of), (-1.0, minus)]
+    value = float(sum(sign * side.values.mean() for sign, side in sides))
+    data = float(np.var(sum(sign * side.draws.mean(axis=1) for sign, side in sides)))
+    parts = []
+    for _, side in sides:
+        if (many := len(side.values)) > 1:
+            apart = side.draws - side.draws.mean(axis=1, keepdims=True)
+            noise = float(apart.var(axis=0).sum()) / (many - 1)  # what differs row by row, of one seed
+            scatter = float(np.var(side.values, ddof=1))
+            if many == 2:  # two that happen to agree must not count as no scatter at all
+                scatter = max(scatter, noise)
+            data -= noise / many
+            parts.append((scatter / many, many - 1))
+    parts.append((max(data, 0.0), max(n - 1, 1)))
     variance = sum(part for part, _ in parts)
     if not variance > 0:
-        return Components(value, value, 1.0 if value == 0 else 0.0, 0.0, 0.0)
+        return Components(value, value, value, 1.0 if value == 0 else 0.0, 0.0, 0.0)
     freedom = variance**2 / sum(part**2 / own for part, own in parts)
     error, t = math.sqrt(variance), student_quantile(confidence, freedom)
+    rows = parts[-1][0]
     p = student_tail(abs(value) / error, freedom)
-    data, seed = math.sqrt(parts[0][0]), math.sqrt(variance - parts[0][0])
-    return Components(value - t * error, value + t * error, p, data, seed)
+    return Components(value, value - t * error, value + t * error, p, math.sqrt(rows), math.sqrt(variance - rows))
 
 
 def student_tail(t: float, freedom: float) -> float:
-    """Two-sided tail of Student's t with `freedom` >= 1 degrees, by numerical integration (within 1e-6 of scipy).
+    """Two-sided tail of Student's t with `freedom` degrees, any positive number of them.
+
+    The regularised incomplete beta function I_x(freedom / 2, 1 / 2) at x = freedom / (freedom + t²), by its continued
+    fraction.  Source: Lentz 1976; Press et al., Numerical Recipes, section 6.4.
 
     >>> round(student_tail(2.776, 4), 3)
     0.05
     """
-    # t = sqrt(freedom) tan(angle) turns the density into cos(angle) ^ (freedom - 1)
-    angle = math.atan2(abs(t), math.sqrt(freedom))
+    x = freedom / (freedom + t * t)
+    a, b = freedom / 2, 0.5
+    if x > (a + 1) / (a + b + 2):  # the fraction converges fast on the other side
+        return 1 - _beta(t * t / (freedom + t * t), b, a)
+    return _beta(x, a, b)
 
-    def area(to: float) -> float:
-        grid = np.linspace(0.0, to, 20001)
-        return float(np.trapezoid(np.cos(grid) ** (freedom - 1), grid))
 
-    return min(max(1 - area(angle) / area(math.pi / 2), 0.0), 1.0)
+def _beta(x: float, a: float, b: float) -> float:
+    """I_x(a, b) for x below (a + 1) / (a + b + 2)."""
+    if x <= 0:
+        return 0.0
+    tiny = 1e-300
+    c, d = 1.0, 1 / ((1 - (a + b) * x / (a + 1)) or tiny)
+    found = d
+    for m in range(1, 500):
+        for top in (
+            m * (b - m) / ((a + 2 * m - 1) * (a + 2 * m)),
+            -(a + m) * (a + b + m) / ((a + 2 * m) * (a + 2 * m + 1)),
+        ):
+            d, c = 1 / ((1 + top * x * d) or tiny), (1 + top * x / c) or tiny
+            found *= c * d
+        if abs(c * d - 1) < 1e-14:
+            break
+    front = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
+    return min(math.exp(front) * found / a, 1.0)
 
 
 def student_quantile(confidence: float, freedom: float) -> float:
@@ -219,11 +268,15 @@ def student_quantile(confidence: float, freedom: float) -> float:
     >>> round(student_quantile(0.95, 4), 3)
     2.776
     """
-    low, high = 0.0, 1e4
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if student_tail(middle, freedom) > 1 - confidence else (low, middle)
-    return high
+    scale = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2) - math.log(freedom * math.pi) / 2
+    t = quantile(confidence)
+    for _ in range(200):  # Newton's method from below: the tail is convex, so it never oversteps
+        density = 2 * math.exp(scale - (freedom + 1) / 2 * math.log1p(t * t / freedom))
+        step = (student_tail(t, freedom) - (1 - confidence)) / density
+        t += step
+        if abs(step) < 1e-10 * t:
+            break
+    return t
 
 
 def minimum_detectable(n: int, discordant: float, power: float = 0.8, confidence: float = 0.95) -> float:

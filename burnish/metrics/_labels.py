@@ -45,7 +45,7 @@ def _names(label: Label) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Sums:
-    """Per class, shape (L,): rows where it was true and said, true, said; whether it occurs at all."""
+    """Per class, shape (..., L): rows where it was true and said, true, said; whether it occurs at all."""
 
     hit: NDArray[np.float64]
     gold: NDArray[np.float64]
@@ -54,17 +54,9 @@ class Sums:
 
 
 def sums(rows: NDArray[np.float64]) -> Sums:
-    """Sums of `switches` rows, shape (n, 2L).  A class occurs if it is true in, or was said for, any of them."""
-    classes = rows.shape[1] // 2
-    gold, said = rows[:, :classes], rows[:, classes:]
-    total = rows.sum(axis=0)
-    occurs = (total[:classes] > 0) | (said >= 1).any(axis=0)
-    return Sums(np.einsum("nl,nl->l", gold, said), total[:classes], total[classes:], occurs)
-
-
-def macro(above: NDArray[np.float64], below: NDArray[np.float64], occurs: NDArray[np.bool_]) -> float:
-    """Mean of above / below over the classes that occur; 0 / 0 counts as 0 (scikit-learn's own convention)."""
-    if not occurs.any():
-        return 0.0
-    ratio = np.divide(above, below, out=np.zeros_like(above), where=below > 0)
-    return float(ratio[occurs].mean())
+    """Sums of `switches` rows, shape (..., n, 2L).  A class occurs if it is true in, or was said for, any of them."""
+    classes = rows.shape[-1] // 2
+    gold, said = rows[..., :classes], rows[..., classes:]
+    golds = gold.sum(axis=-2)
+    occurs = (golds > 0) | (said >= 1).any(axis=-2)
+    return Sums(np.einsum("...nl,...nl->...l", gold, said), golds, said.sum(axis=-2), occurs)

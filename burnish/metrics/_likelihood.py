@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from burnish.errors import DataError
+from burnish.metrics._ratio import ratio
 from burnish.records import Prediction
 
 
@@ -26,7 +27,7 @@ def nats(prediction: Prediction, units: int | None) -> tuple[float, float]:
     return prediction.nll, float(units)
 
 
-def rate(rows: NDArray[np.float64]) -> float:
-    """Nats per unit over all rows (n, 2); NaN when there is not a single unit."""
-    total, units = rows.sum(axis=0)
-    return float(total / units) if units else math.nan
+def rate(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Nats per unit over all rows (..., n, 2), shape (...); NaN where there is not a single unit."""
+    total, units = rows[..., 0].sum(axis=-1), rows[..., 1].sum(axis=-1)
+    return np.where(units > 0, ratio(total, units), math.nan)[()]

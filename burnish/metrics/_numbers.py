@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from burnish.errors import DataError
+from burnish.metrics._ratio import ratio
 from burnish.records import Example, Prediction
 
 
@@ -29,22 +30,23 @@ def gold_and_said(example: Example, prediction: Prediction) -> tuple[float, floa
 
 
 def filled(rows: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Columns gold and said, each (n,); a missing number becomes the end of the gold range farther from its gold.
+    """Columns gold and said of rows (..., n, 2), each (..., n).
+
+    A missing number becomes the end of the gold range farther from its gold.
 
     Where all gold numbers are equal the range has no ends: a missing one is then off by |gold|, at least by 1.
     """
-    gold, said = rows[:, 0], rows[:, 1]
+    gold, said = rows[..., 0], rows[..., 1]
     missing = np.isnan(said)
     if missing.any():
-        low, high = gold.min(), gold.max()
-        if low == high:
-            low = low - max(1.0, abs(low))
+        low, high = gold.min(axis=-1, keepdims=True), gold.max(axis=-1, keepdims=True)
+        low = np.where(low == high, low - np.maximum(1.0, np.abs(low)), low)
         said = np.where(missing, np.where(gold - low > high - gold, low, high), said)
     return gold, said
 
 
-def correlation(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
-    """Pearson's r of two columns (n,); 0 when either is constant: nothing was shown to vary together."""
-    x, y = x - x.mean(), y - y.mean()
-    scale = math.sqrt(float(x @ x)) * math.sqrt(float(y @ y))
-    return float(np.clip(x @ y / scale, -1.0, 1.0)) if scale > 0 else 0.0
+def correlation(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Pearson's r of two columns (..., n), shape (...); 0 where either is constant: nothing varies together."""
+    x, y = x - x.mean(axis=-1, keepdims=True), y - y.mean(axis=-1, keepdims=True)
+    scale = np.sqrt((x * x).sum(axis=-1)) * np.sqrt((y * y).sum(axis=-1))
+    return np.clip(ratio((x * y).sum(axis=-1), scale), -1.0, 1.0)

@@ -23,6 +23,6 @@ def components(example: Example, prediction: Prediction, labels: Sequence[str]) 
     return (float(row[: len(labels)] == row[len(labels) :]),)
 
 
-def value(rows: NDArray[np.float64]) -> float:
-    """Mean of rows (n, 1)."""
-    return float(rows.mean())
+def value(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean of rows (..., n, 1), shape (...)."""
+    return np.mean(rows[..., 0], axis=-1)

@@ -23,6 +23,6 @@ def components(example: Example, prediction: Prediction, labels: Sequence[str]) 
     return nats(prediction, prediction.bytes)
 
 
-def value(rows: NDArray[np.float64]) -> float:
-    """Sum of nats / (ln 2 · sum of bytes) over rows (n, 2)."""
+def value(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Sum of nats / (ln 2 · sum of bytes) over rows (..., n, 2)."""
     return rate(rows) / math.log(2)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from burnish.metrics._ratio import macro, ratio
 from burnish.metrics._text import gold, said
 from burnish.records import Example, Prediction
 
@@ -35,15 +36,13 @@ def components(example: Example, prediction: Prediction, labels: Sequence[str]) 
     return tuple(row)
 
 
-def value(rows: NDArray[np.float64]) -> float:
-    """chrF of the counts (n, 18) summed over rows: mean precision and recall over the orders both sides have."""
-    told, true, both = rows.sum(axis=0).reshape(len(ORDERS), 3).T
+def value(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """chrF of the counts (..., n, 18) summed over rows: mean precision and recall over the orders both sides have."""
+    counts = rows.sum(axis=-2).reshape(*rows.shape[:-2], len(ORDERS), 3)
+    told, true, both = (counts[..., place] for place in range(3))
     have = (told > 0) & (true > 0)
-    if not both.any():
-        return 0.0
-    precision = float(np.mean(both[have] / told[have]))
-    recall = float(np.mean(both[have] / true[have]))
-    return 100 * (1 + RECALL**2) * precision * recall / (RECALL**2 * precision + recall)
+    precision, recall = (macro(both, side, have) for side in (told, true))
+    return 100 * ratio((1 + RECALL**2) * precision * recall, RECALL**2 * precision + recall)
 
 
 def _grams(text: str, order: int) -> Counter[str]:

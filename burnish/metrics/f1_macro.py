@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from burnish.metrics._labels import macro, sums, switches
+from burnish.metrics._labels import sums, switches
+from burnish.metrics._ratio import macro
 from burnish.records import Example, Prediction
 
 FOR = ("classify",)
@@ -22,7 +23,7 @@ def components(example: Example, prediction: Prediction, labels: Sequence[str]) 
     return switches(example, prediction, labels)
 
 
-def value(rows: NDArray[np.float64]) -> float:
-    """Macro F1 of rows (n, 2L) over the classes that occur: 2 hits / (true + said)."""
+def value(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Macro F1 of rows (..., n, 2L) over the classes that occur: 2 hits / (true + said)."""
     total = sums(rows)
     return macro(2 * total.hit, total.gold + total.said, total.occurs)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from burnish.metrics._labels import sums, switches
+from burnish.metrics._ratio import ratio
 from burnish.records import Example, Prediction
 
 FOR = ("classify",)
@@ -22,8 +23,7 @@ def components(example: Example, prediction: Prediction, labels: Sequence[str]) 
     return switches(example, prediction, labels)
 
 
-def value(rows: NDArray[np.float64]) -> float:
-    """Micro F1 of rows (n, 2L): 2 hits / (true + said) summed over classes; 0 when nothing is true or said."""
+def value(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Micro F1 of rows (..., n, 2L): 2 hits / (true + said) summed over classes; 0 when nothing is true or said."""
     total = sums(rows)
-    below = float(total.gold.sum() + total.said.sum())
-    return 2 * float(total.hit.sum()) / below if below else 0.0
+    return ratio(2 * total.hit.sum(axis=-1), total.gold.sum(axis=-1) + total.said.sum(axis=-1))

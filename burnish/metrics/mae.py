@@ -22,7 +22,7 @@ def components(example: Example, prediction: Prediction, labels: Sequence[str]) 
     return gold_and_said(example, prediction)
 
 
-def value(rows: NDArray[np.float64]) -> float:
-    """Mean |gold - said| over rows (n, 2); a missing number counts as the far end of the gold range."""
+def value(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean |gold - said| over rows (..., n, 2); a missing number counts as the far end of the gold range."""
     gold, said = filled(rows)
-    return float(np.mean(np.abs(gold - said)))
+    return np.mean(np.abs(gold - said), axis=-1)

@@ -22,7 +22,7 @@ def components(example: Example, prediction: Prediction, labels: Sequence[str]) 
     return gold_and_said(example, prediction)
 
 
-def value(rows: NDArray[np.float64]) -> float:
-    """Mean of (gold - said)² over rows (n, 2); a missing number counts as the far end of the gold range."""
+def value(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean of (gold - said)² over rows (..., n, 2); a missing number counts as the far end of the gold range."""
     gold, said = filled(rows)
-    return float(np.mean((gold - said) ** 2))
+    return np.mean((gold - said) ** 2, axis=-1)

@@ -22,6 +22,6 @@ def components(example: Example, prediction: Prediction, labels: Sequence[str]) 
     return gold_and_said(example, prediction)
 
 
-def value(rows: NDArray[np.float64]) -> float:
-    """r of rows (n, 2); 0 when either side is constant; a missing number counts as the far end of the gold range."""
+def value(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """r of rows (..., n, 2); 0 where either side is constant; missing: the far end of the gold range."""
     return correlation(*filled(rows))

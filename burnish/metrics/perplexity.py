@@ -25,7 +25,7 @@ def components(example: Example, prediction: Prediction, labels: Sequence[str]) 
     return nats(prediction, prediction.tokens)
 
 
-def value(rows: NDArray[np.float64]) -> float:
-    """exp(sum of nats / sum of tokens) over rows (n, 2); infinite when it is too large for a float."""
+def value(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """exp(sum of nats / sum of tokens) over rows (..., n, 2); infinite when it is too large for a float."""
     with np.errstate(over="ignore"):
-        return float(np.exp(rate(rows)))
+        return np.exp(rate(rows))

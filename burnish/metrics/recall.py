@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from burnish.metrics._labels import macro, sums, switches
+from burnish.metrics._labels import sums, switches
+from burnish.metrics._ratio import macro
 from burnish.records import Example, Prediction
 
 FOR = ("classify",)
@@ -22,7 +23,7 @@ def components(example: Example, prediction: Prediction, labels: Sequence[str]) 
     return switches(example, prediction, labels)
 
 
-def value(rows: NDArray[np.float64]) -> float:
-    """Macro recall of rows (n, 2L) over the classes that occur; a class said but never true counts as 0."""
+def value(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Macro recall of rows (..., n, 2L) over the classes that occur; a class said but never true counts as 0."""
     total = sums(rows)
     return macro(total.hit, total.gold, total.occurs)

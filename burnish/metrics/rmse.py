@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,7 +22,7 @@ def components(example: Example, prediction: Prediction, labels: Sequence[str]) 
     return gold_and_said(example, prediction)
 
 
-def value(rows: NDArray[np.float64]) -> float:
-    """Root mean (gold - said)² over rows (n, 2); a missing number counts as the far end of the gold range."""
+def value(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Root mean (gold - said)² over rows (..., n, 2); a missing number counts as the far end of the gold range."""
     gold, said = filled(rows)
-    return math.sqrt(float(np.mean((gold - said) ** 2)))
+    return np.sqrt(np.mean((gold - said) ** 2, axis=-1))

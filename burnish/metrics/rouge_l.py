@@ -28,9 +28,9 @@ def components(example: Example, prediction: Prediction, labels: Sequence[str]) 
     return (2 * common / (len(target) + len(answer)) if common else 0.0,)
 
 
-def value(rows: NDArray[np.float64]) -> float:
-    """Mean of rows (n, 1)."""
-    return float(rows.mean())
+def value(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean of rows (..., n, 1), shape (...)."""
+    return np.mean(rows[..., 0], axis=-1)
 
 
 def _common(a: list[str], b: list[str]) -> int:

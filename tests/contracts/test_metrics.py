@@ -74,6 +74,16 @@ class TestEveryMetric:
         if module.KIND == "proportion":
             assert set(rows[:, 0]) <= {0.0, 1.0}
 
+    def test_many_samples_at_once_are_each_sample_alone(self, metric):
+        module, random = kinds.load("metrics", metric), np.random.default_rng(0)
+        said = perfect(metric)
+        said = [*said[1:3], dataclasses.replace(said[0], nll=2.0, number=None), said[3]]
+        rows = np.array([module.components(e, p, LABELS) for e, p in zip(examples(metric), said, strict=True)])
+        stack = rows[random.integers(0, len(rows), (3, 5, 7))]
+        want = [[module.value(sample) for sample in samples] for samples in stack]
+        assert module.value(stack) == pytest.approx(np.array(want), nan_ok=True)
+        assert isinstance(module.value(rows), float)  # and so a plain number in JSON
+
     def test_an_unusable_answer_makes_the_score_worse(self, metric):
         module, right = kinds.load("metrics", metric), perfect(metric)
         if module.NEEDS == "nll":

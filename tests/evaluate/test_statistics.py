@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from burnish.evaluate.statistics import (
+    Seeds,
     components,
     holm,
     interval,
@@ -25,11 +26,11 @@ from burnish.evaluate.statistics import (
 
 
 def mean(rows):
-    return float(rows[:, 0].mean())
+    return rows[..., 0].mean(-1)
 
 
 def rmse(rows):
-    return math.sqrt(float((rows[:, 0] ** 2).mean()))
+    return np.sqrt((rows[..., 0] ** 2).mean(-1))
 
 
 def test_wilson_of_published_cases():
@@ -205,21 +206,50 @@ def test_mid_p_of_the_published_case_and_the_share_of_false_claims():
 
 def test_students_t_equals_scipy():
     stats = pytest.importorskip("scipy.stats")
-    for freedom in (1, 1.7, 2, 5, 40, 1000):
-        for t in (0.0, 0.5, 2.0, 8.0):
-            assert student_tail(t, freedom) == pytest.approx(2 * stats.t.sf(t, freedom), abs=1e-6)
-        assert student_quantile(0.95, freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-3)
+    for freedom in (0.5, 1, 1.7, 2, 5, 40, 1000, 1e5):
+        for t in (0.0, 1e-6, 0.5, 2.0, 8.0, 100.0):
+            assert student_tail(t, freedom) == pytest.approx(2 * stats.t.sf(t, freedom), abs=1e-10)
+        assert student_quantile(0.95, freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-9)
 
 
-def test_an_interval_over_seeds_covers_rows_and_seeds():
-    """Truth 0; rows add .1, a seed .1: the interval of 3 seeds covers the truth in 95 %, that of rows alone not."""
+def answered(random, n, seeds, wobble):
+    """Right or wrong (n, seeds) on rows whose difficulty is drawn anew, and their shares on resamples."""
+    chance = random.beta(4, 1, size=(n, 1)) + wobble * random.normal(size=(1, seeds))
+    right = (random.random((n, seeds)) < chance).astype(float)
+    return right, random.multinomial(n, np.full(n, 1 / n), size=100) / n @ right
+
+
+@pytest.mark.parametrize(("seeds", "wobble"), [(2, 0.0), (3, 0.0), (3, 0.04), (5, 0.04)])
+def test_an_interval_over_seeds_covers_rows_and_seeds(seeds, wobble):
     random, covered, rows_alone = np.random.default_rng(0), 0, 0
-    for _ in range(200):
-        own = random.normal(scale=0.1) + random.normal(scale=0.1, size=3)
-        draws = own.mean() + random.normal(scale=0.1, size=400)
-        found = components(own.mean(), draws, [own], 200)
-        covered += found.low <= 0 <= found.high
-        alone = components(own.mean(), draws, [], 200)
-        rows_alone += alone.low <= 0 <= alone.high
-    assert covered / 200 == pytest.approx(0.95, abs=0.045)  # three standard errors
-    assert rows_alone / 200 < 0.93
+    for _ in range(300):
+        right, draws = answered(random, 120, seeds, wobble)
+        found = components(Seeds(right.mean(0), draws), 120)
+        covered += found.low <= 0.8 <= found.high
+        alone = components(Seeds(right.mean(0)[:1], draws[:, :1]), 120)
+        rows_alone += alone.low <= 0.8 <= alone.high
+    assert covered / 300 >= 0.91
+    if wobble:
+        assert rows_alone / 300 < 0.9 < covered / 300 <= 0.98
+
+
+def test_what_seeds_answer_differently_row_by_row_is_counted_once():
+    """Without a seed's own skill, the error of S seeds is that of the rows over n and of the noise over n S."""
+    random = np.random.default_rng(1)
+    right, draws = answered(random, 4000, 6, 0.0)
+    found = components(Seeds(right.mean(0), draws), 4000)
+    rows = 4 / 150 / 4000  # variance of beta(4, 1) over n
+    noise = (0.8 * 0.2 - 4 / 150) / 4000
+    assert found.data_error**2 == pytest.approx(rows, rel=0.6)
+    assert found.data_error**2 + found.seed_error**2 == pytest.approx(rows + noise / 6, rel=0.5)
+
+
+def test_the_difference_of_two_rungs_over_seeds_turns_with_them():
+    random = np.random.default_rng(2)
+    one, other = (
+        Seeds(*(part.mean(0) if i == 0 else part for i, part in enumerate(answered(random, 80, 3, 0.05)))) for _ in "ab"
+    )
+    there, back = components(one, 80, other), components(other, 80, one)
+    assert (there.value, there.low, there.high) == pytest.approx((-back.value, -back.high, -back.low))
+    assert there.p == pytest.approx(back.p)
+    assert components(one, 80, one).p == 1.0
