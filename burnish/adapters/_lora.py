@@ -142,7 +142,7 @@ class LoraLinear(nn.Module):
         self.enabled = True
         outputs, inputs = _size(base)
         device = next(chain(base.parameters(), base.buffers())).device
-        device = torch.device("cpu") if device.type == "meta" else device  # a base that is still in its files
+        device = torch.get_default_device() if device.type == "meta" else device  # a base that is still in its files
         bound = 1 / math.sqrt(inputs)  # kaiming_uniform(a=sqrt 5), as PEFT starts A; B = 0 leaves the base as it is
         start = torch.empty(rank, inputs).uniform_(-bound, bound, generator=generator)
         self.lora_A = nn.Parameter(start.to(device))
