@@ -39,6 +39,14 @@ def brief(needs: Mapping[str, Any]) -> str:
     return " · ".join([*told, f"{size(needs['disk']['value'])} on disk"])
 
 
+def _passes(states: Mapping[str, Any]) -> str:
+    """How often frozen layers run, and what that saves or why."""
+    if states["reason"]:
+        return f"in every pass: {states['reason']}"
+    kept = " and ".join(states["splits"])
+    return f"once ({kept}): {plain.seconds(states['seconds'])} saved, {size(states['bytes'])} on disk"
+
+
 def plan(screen: Screen, told: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     """A table of what each rung needs, then what mends those that do not fit; without a task, the largest bases."""
     if "largest" in told:
@@ -68,6 +76,8 @@ def plan(screen: Screen, told: Mapping[str, Any], asked: Mapping[str, Any]) -> N
         screen.line(f"  {rung}  ", (one["verdict"], STYLES[one["verdict"]]), f" in {size(one['room'])}: {cut}{again}")
         for remedy in one["remedies"]:
             words = " ".join(f"--set {override}" for override in remedy["set"])
+        if frozen := one["states"].get("layers"):
+            screen.line(f"     the {frozen} frozen layers run ", _passes(one["states"]))
             command = f"--rung {remedy['rung']}" if remedy["rung"] else words
             screen.line("     do    ", f"{remedy['text']} ({size(remedy['peak'])}): {command}")
         if one["verdict"] == "does not fit" and not one["remedies"]:

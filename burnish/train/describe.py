@@ -17,7 +17,7 @@ from torch import nn
 
 from burnish import kinds
 from burnish.adapters import _lora
-from burnish.models import load
+from burnish.models import bottom, load
 from burnish.models.base import Base, Head
 from burnish.models.model import Model
 from burnish.task import Task
@@ -68,14 +68,34 @@ class _Found:
     masked: bool
 
 
-def shape(model: Model, small: bool = False) -> Shape:
+def frozen(model: Model) -> int:
+    """How many of the first layers no training moves; 0 where a decoder reads an encoder in every layer."""
+    first = 0 if model.base.kind == "encoder-decoder" else _first(model, "ids")
+    return 0 if first == NOWHERE else first
+
+
+def drops(config: Any, dropout: float | None) -> bool:
+    """Whether training hides numbers at random inside the layers.  dropout: what replaces the configuration's own."""
+    told = {
+        name: value if dropout is None else dropout
+        for name, value in config.to_dict().items()
+        if isinstance(value, float) and ("dropout" in name or name.endswith("pdrop"))
+    }
+    return any(value > 0 for name, value in told.items() if not name.startswith(("classifier", "summary")))
+
+
+def shape(model: Model, small: bool = False, above: int = 0) -> Shape:
     """What a model costs, read from its modules.  small: frozen matrices inside blocks lie in 4 bits.
+
+    above: blocks below this one are not gone through.
 
     Every number that passes between two layers is what one of them gives or takes: their widths are summed over each
     block, and what a block leaves for the backward pass is taken to be proportional to it (Fit.kept).
     """
     hf, found = model.hf, _linears(model)
     times = _times(model, found)
+    found = [layer for layer in found if layer.block < 0 or layer.block >= above]
+    skipped = bottom.stack(hf.base_model)[1][:above] if above else []
     reached = {side: _first(model, side) for side in ("ids", "source")}
     if reached["source"] != NOWHERE:  # whatever an encoder learns reaches it through the whole decoder
         reached["ids"] = 0
@@ -93,8 +113,12 @@ def shape(model: Model, small: bool = False) -> Shape:
         linears,
         _side("ids", model, found, reached["ids"], times),
         _side("source", model, found, reached["source"], times),
-        sum(not list(module.children()) for module in hf.modules()) * times,
+        (_leaves(hf) - sum(map(_leaves, skipped))) * times,
     )
+
+
+def _leaves(module: nn.Module) -> int:
+    return sum(not list(item.children()) for item in module.modules())
 
 
 def _side(side: At, model: Model, found: Sequence[_Found], reached: int, times: int) -> Side:

@@ -49,7 +49,10 @@ class Remedy:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A run's needs.  parts: bytes by part at the memory peak.  phases: seconds by part.  room: bytes there are."""
+    """A run's needs.  parts: bytes by part at the memory peak.  phases: seconds by part.  room: bytes there are.
+
+    states: what keeping the output of frozen layers saves, or why it is not kept (states.py).
+    """
 
     parameters: Figure
     trained: Figure
@@ -66,6 +69,7 @@ class Estimate:
     parts: Mapping[str, float] = field(default_factory=dict)
     phases: Mapping[str, float] = field(default_factory=dict)
     remedies: tuple[Remedy, ...] = ()
+    states: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: a figure as value, low, high."""

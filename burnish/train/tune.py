@@ -7,7 +7,8 @@ also in the rung's folder: events.jsonl, tokens.json, checkpoints/, artifact/.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -22,18 +23,20 @@ from burnish.errors import DataError, TrainError
 from burnish.models import load, quicken
 from burnish.models.base import Base, Head
 from burnish.records import Event, Problem
+from burnish.models.bottom import Bottom
+from burnish.models.model import Model
 from burnish.task import Task
 from burnish.tokens import ask, cache
 from burnish.tokens.batch import Batches
 from burnish.tokens.contract import Contract
 from burnish.tokens.encode import Count, Encoding, Tokens, encode_all
 from burnish.tokens.tokenizer import Tokenizer
-from burnish.train import calibrate, checkpoint, describe, estimate, loop, memory, optim
+from burnish.train import calibrate, checkpoint, describe, estimate, loop, memory, optim, states
 from burnish.train.distributed import Ranks
 from burnish.train.estimate import Estimate
 from burnish.train.plan import Plan, plan
 from burnish.train.run import Run
-from burnish.train.terms import Work
+from burnish.train.terms import Machine, Work
 
 LIGHTER = ("qlora", "lora", "full")  # rungs of one kind by what they need, least first
 
@@ -114,9 +117,12 @@ def prepare(job: Job) -> Prepared:
 def needs(job: Job, prepared: Prepared) -> Estimate:
     """What the run will need on this machine, and where that is too much, which rungs would need less."""
 
-    def work(rung: str) -> Work:
+    def skeleton(rung: str) -> Model:
+        return describe.skeleton(job.base, job.head, rung, job.task)
+
+    def work(rung: str, model: Model) -> Work:
         return describe.work(
-            describe.skeleton(job.base, job.head, rung, job.task),
+            model,
             job.task,
             prepared.plan,
             prepared.batches,
@@ -126,13 +132,43 @@ def needs(job: Job, prepared: Prepared) -> Estimate:
             describe.quantised(rung),
         )
 
-    own = work(job.rung)
+    model = skeleton(job.rung)
+    own = work(job.rung, model)
     machine = calibrate.machine(own.shape, own.element, job.ranks.device)
     told = estimate.estimate(own, machine)
     if told.verdict == "fits" or job.base.random:
-        return told
+        return _spared(job, prepared, model, own, machine, told)
     lighter = LIGHTER[: LIGHTER.index(job.rung)] if job.rung in LIGHTER else ()
-    return estimate.estimate(own, machine, {rung: work(rung) for rung in lighter if rung in kinds.names("adapters")})
+    others = {rung: work(rung, skeleton(rung)) for rung in lighter if rung in kinds.names("adapters")}
+    return _spared(job, prepared, model, own, machine, estimate.estimate(own, machine, others))
+
+
+def _spared(job: Job, prepared: Prepared, model: Model, own: Work, machine: Machine, told: Estimate) -> Estimate:
+    """The estimate, less what is saved where frozen layers run once."""
+    layers, small = describe.frozen(model), describe.quantised(job.rung)
+    if not layers:
+        return told
+    if reason := _obstacle(job, prepared, model):
+        return replace(told, states=states.Saving(layers, reason=reason).to_json())
+    above = replace(own, shape=describe.shape(model, small, layers))
+    saved = states.saving(own, above, layers, job.base.width, machine, (told.micro_tokens, told.recompute))
+    return replace(
+        told,
+        seconds=replace(told.seconds, value=told.seconds.value - saved.seconds),
+        disk=replace(told.disk, value=told.disk.value + saved.bytes),
+        phases={**told.phases, "states": -saved.seconds, "all": told.phases["all"] - saved.seconds},
+        states=saved.to_json(),
+    )
+
+
+def _obstacle(job: Job, prepared: Prepared, model: Model) -> str:
+    """Why frozen layers say something else in every pass, or cannot be left out; '' when neither."""
+    dropout = job.task.train.dropout if kinds.load("adapters", job.rung).CARRIES_BASE else None
+    if prepared.batches.corrupt is not None:
+        return "what is hidden in a row is drawn anew in every epoch"
+    if describe.drops(model.hf.config, dropout):
+        return "dropout is drawn in them (train.dropout=0 turns it off)"
+    return "several processes share the run" if job.ranks.size > 1 else ""
 
 
 def _tune(job: Job) -> Iterator[Event]:
@@ -174,6 +210,7 @@ def _tune(job: Job) -> Iterator[Event]:
         "phase": job.rung,
         "method": job.method,
         "parameters": load.size(model.hf),
+    spared = begun.get("states", []) if begun else needed.states.get("splits", [])
         "trained": trained,
         "rows": prepared.train.count.rows,
         "dropped": prepared.dropped,
@@ -196,6 +233,8 @@ def _tune(job: Job) -> Iterator[Event]:
         for event in loop.fit(run):
             if first and job.ranks.main:
                 _begin(log, event)
+    if spared and not (yield from _keep_states(run, spared)):
+        return
             first = False
             if job.ranks.main:
                 with store.disk_errors(log), log.open("a", encoding="utf-8") as stream:
@@ -231,6 +270,41 @@ class Encoded:
     """Rows as Tokens, the statement of tokens, what was dropped as the task says, and what was amiss on disk."""
 
     tokens: Sequence[Tokens]
+
+
+def _keep_states(run: Run, splits: Sequence[str]) -> Generator[Event, None, bool]:
+    """Let rows bring what the frozen layers say of them; False when a stop was asked for meanwhile.
+
+    Where that cannot be (a full disk, an architecture that passes more than one tensor from layer to layer) the layers
+    run in every pass, and a warning says so.  What a run began with is part of its identity.
+    """
+    clock, kept = time.monotonic(), []
+    bottom = Bottom(run.model, describe.frozen(run.model))
+    if run.ranks.size > 1 or not run.model.packs or not bottom.install():
+        yield Event("warned", 0, 0.0, {"text": "the frozen layers run in every pass: they cannot be told apart here"})
+        splits = ()
+    optim.round_frozen(run.model.hf, run.precision)
+    for split in splits:
+        try:
+            if split == "train":
+                run.batches = yield from states.keep(bottom, run.batches)
+            elif run.validation is not None:
+                run.validation = yield from states.keep(bottom, run.validation)
+            kept.append(split)
+        except states.Stopped:
+            yield Event(
+                "stopped", 0, time.monotonic() - clock, {"reason": "a stop was asked for before the first step"}
+            )
+            return False
+        except (OSError, TrainError) as problem:
+            yield Event("warned", 0, 0.0, {"text": f"the frozen layers run in every pass over {split}: {problem}"})
+    begun = checkpoint.identity_of(run.folder)
+    if begun.get("states") or (kept and not begun):
+        run.identity = {**run.identity, "states": begun.get("states") or kept}
+    run.progress.seconds += time.monotonic() - clock
+    return True
+
+
     count: Count
     dropped: list[Problem]
     warning: str
