@@ -47,7 +47,7 @@ def test_adapters_are_put_on_weights_that_are_not_there_yet(rung, tmp_path_facto
     for model in made:
         adapter = kinds.load("adapters", "lora" if rung == "dora" else rung)
         adapter.attach(model, {"use_dora": True} if rung == "dora" else {}, 0.0, 3)
-    assert [quicken.install(model.hf) for model in made] == [{"norm": 5, "gated": 2, "attention": 2}] * 2
+    assert [quicken.install(model.hf) for model in made] == [{"norm": 5, "gated": 2, "gelu": 0, "attention": 2}] * 2
     trained = [model.trainable() for model in made]
     assert trained[0].keys() == trained[1].keys()
     places.fill(made[1], CPU)
