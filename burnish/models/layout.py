@@ -57,11 +57,16 @@ class Group:
 
 @dataclass
 class Spans:
-    """Which stretch of queries sees which stretch of keys; `ends` are running sums beginning with 0."""
+    """Which stretch of queries sees which stretch of keys; `ends` are running sums beginning with 0.
+
+    places: where in the pack each key is taken from, where stretches share some (else None: the keys are the pack).
+    A stretch of keys that is longer than its queries holds, in front, what stands before them.
+    """
 
     queries: Sequence[int]
     keys: Sequence[int]
     device: torch.device
+    places: Tensor | None = None
     masks: dict[Any, Tensor | None] = field(default_factory=dict)
 
     @property
@@ -90,30 +95,33 @@ class Spans:
 
         Sizes are rounded up, so that products come in few shapes: bfloat16 kernels are compiled for each.
         """
-        alike: dict[tuple[int, int], list[tuple[int, int, int, int]]] = {}
+        alike: dict[tuple[int, int, int], list[tuple[int, int, int, int]]] = {}
         groups = []
         for own, seen in zip(pairwise(self.queries), pairwise(self.keys), strict=True):
+            if own[0] == own[1]:
+                continue
             bound = (*own, *seen)
+            before = (seen[1] - seen[0] - own[1] + own[0]) * causal
             size = rounded(own[1] - own[0]), rounded(seen[1] - seen[0])
             if size[0] * size[1] <= TOGETHER:
-                alike.setdefault(size, []).append(bound)
+                alike.setdefault((*size, before), []).append(bound)
             else:
-                groups += [self._block(bound, at, causal) for at in range(0, own[1] - own[0], BLOCK)]
-        for (long, wide), bounds in sorted(alike.items()):
+                groups += [self._block(bound, at, before, causal) for at in range(0, own[1] - own[0], BLOCK)]
+        for (long, wide, before), bounds in sorted(alike.items()):
             most = 1 << ((TOGETHER // (long * wide)).bit_length() - 1)
             while bounds:
                 many = min(most, 1 << (len(bounds).bit_length() - 1))
-                groups.append(self._group(bounds[:many], long, wide))
+                groups.append(self._group(bounds[:many], long, wide, before))
                 bounds = bounds[many:]
         return groups
 
-    def _block(self, bound: tuple[int, int, int, int], at: int, causal: bool) -> Group:
-        """Some queries of one document, with the keys that they may see."""
+    def _block(self, bound: tuple[int, int, int, int], at: int, before: int, causal: bool) -> Group:
+        """Some queries of one document, with the keys that they may see; `before` stand in front of its own."""
         first, last, start, end = bound
         stop = min(at + BLOCK, last - first)
         if causal:
-            end = start + stop
-        return self._group([(first + at, first + stop, start, end)], rounded(stop - at), rounded(end - start), at)
+            end = start + before + stop
+        return self._group([(first + at, first + stop, start, end)], rounded(stop - at), rounded(end - start), before + at)
 
     def _group(self, bounds: Sequence[tuple[int, int, int, int]], long: int, wide: int, offset: int = 0) -> Group:
         query = torch.stack([self._range(a, a + long).clamp_max(b - 1) for a, b, _, _ in bounds])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect as signatures
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -65,8 +66,8 @@ class Model(nn.Module):
 
     hf: the transformers model; its parameter names are those of its files.  fresh: names of the head's parameters
     (and of a pooler that the base's files did not have), which are always trained and saved.
-    """
     states: within a pass, (1, T, H) what enters the first trained layer, if the batch brings it (bottom.py).
+    """
 
     def __init__(self, hf: Any, base: Base, head: Head, fresh: frozenset[str] = frozenset()) -> None:
         super().__init__()
@@ -75,8 +76,8 @@ class Model(nn.Module):
         self.head = head
         self.fresh = fresh
         self.seat = Seat()
-        accepted = signatures.signature(hf.forward).parameters
         self.states: Tensor | None = None
+        accepted = signatures.signature(hf.forward).parameters
         self.takes_positions = "position_ids" in accepted
         self.takes_keep = "logits_to_keep" in accepted
         self.takes_segments = "token_type_ids" in accepted and base.kind == "encoder"
@@ -119,8 +120,8 @@ class Model(nn.Module):
             yield
             return
         seat.positions = batch.positions[0]
-        seat.source_positions = None
         self.states = batch.states
+        seat.source_positions = None
         if batch.source_document is not None:
             ends = torch.tensor(batch.source_ends, device=batch.ids.device)
             seat.source_positions = torch.arange(len(batch.source_document[0]), device=ends.device)
@@ -131,8 +132,8 @@ class Model(nn.Module):
             with attention.unmasked():
                 yield
         finally:
-            if not torch.is_grad_enabled():
             self.states = None
+            if not torch.is_grad_enabled():
                 seat.layout = None
 
     def _language(self, batch: Batch) -> Outputs:
@@ -244,6 +245,39 @@ class Model(nn.Module):
         finally:
             self.train(was)
 
+    @cached_property
+    def shares(self) -> bool:
+        """Whether the two answers of a pair may share what they begin with, shown on this very model.
+
+        Each must say what it says alone after its whole prompt, and nothing of the other.
+        """
+        if self.base.kind != "decoder" or self.head.kind != "language" or not self.packs:
+            return False
+        size = self.base.vocabulary or 10
+        chosen, rejected, other = (
+            Tokens(np.array(ids, np.int32) % size, np.array([0, *[1] * (len(ids) - 1)], np.float32), "", "")
+            for ids in ((*FIRST, 7, 5), (*FIRST, 9, 6, 8), (*FIRST, 6, 9))
+        )
+        was, layout, states = self.training, self.seat.layout, self.states
+        self.eval()
+        try:
+            with torch.no_grad():
+                told = []
+                for rows, shared in (((chosen, rejected), False), ((chosen, rejected), True), ((other, rejected), True)):
+                    out = self(join([replace(rows[0], rejected=rows[1])], shared).to(self.device))
+                    told.append(out.logits)
+                apart, together, changed = told
+                # apart: the chosen row, then the rejected; together: what both begin with, then the rest of each
+                start, end = len(FIRST) - 1, len(chosen.ids) - 1
+                wanted = torch.cat([apart[:end], apart[end + start :]])
+                last = len(rejected.ids) - len(FIRST)
+                return _near(together, wanted) and torch.equal(together[-last:], changed[-last:])
+        except Exception:  # as above
+            return False
+        finally:
+            self.train(was)
+            self.seat.layout, self.states = layout, states
+
     def _probe(self, rows: Any) -> list[Tensor]:
         """What the model says of each of some short rows in one pack."""
         size = self.base.vocabulary or 10
@@ -303,11 +337,27 @@ OFFSET = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prel
 
 
 def _layout(batch: Batch) -> Layout:
+    if batch.each == 3:
+        return Layout(_shared(batch))
     own = Spans(batch.ends, batch.ends, batch.ids.device)
     if not batch.source_ends:
         return Layout(own)
     source, device = batch.source_ends, batch.ids.device
     return Layout(own, Spans(source, source, device), Spans(batch.ends, source, device))
+
+
+def _shared(batch: Batch) -> Spans:
+    """Two ends go on from each beginning: they see its keys before their own."""
+    places, ends = [], [0]
+    documents = list(pairwise(batch.ends))
+    for number, (start, end) in enumerate(documents):
+        own = [torch.arange(start, end)]
+        if number % 3 and number < 3 * batch.rows:  # not what fills the pack up
+            own.insert(0, torch.arange(*documents[number - number % 3]))
+        places += own
+        ends.append(ends[-1] + sum(map(len, own)))
+    device = batch.ids.device
+    return Spans(batch.ends, ends, device, torch.cat(places).to(device))
 
 
 def _near(a: Tensor, b: Tensor) -> bool:

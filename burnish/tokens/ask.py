@@ -55,6 +55,6 @@ def as_messages(example: Example, told: str, with_answer: bool = True) -> Exampl
 
 def readable(rows: Iterable[Example], contract: Contract) -> Iterator[Example]:
     """The examples as the contract's target wants them: labelled rows become questions for a language head."""
-    if contract.target in ("answers", "all"):
+    if contract.target in ("answers", "all", "pairs"):
         return (as_messages(row, contract.instruction) for row in rows)
     return iter(rows)

@@ -32,6 +32,7 @@ class Batch:
     source, source_document: (B, S) for encoder-decoders.  label: (B,) or (B, C).
     where: each row's place in the user's file.  extras: what single methods add.
     ends, source_ends: of a pack, where its documents end, a running sum that begins with 0; else empty.
+    each: documents of every row: 1; 2 answers of a preference pair; 3, their common beginning and two ends of it.
     """
 
     ids: Tensor
@@ -48,8 +49,9 @@ class Batch:
     extras: dict[str, Tensor] = field(default_factory=dict)
     ends: tuple[int, ...] = ()
     source_ends: tuple[int, ...] = ()
-
     states: Tensor | None = None
+    each: int = 1
+
     @property
     def rows(self) -> int:
         """How many rows of the data it holds."""
@@ -77,7 +79,8 @@ class Batch:
 
 
 def collate(rows: Sequence[Tokens], pad: int, left: bool = False) -> Batch:
-    """Rows side by side; padding stands right, or left where generation goes on from the last column."""
+    """Rows side by side, of a pair one below the other; padding stands right, or left where generation goes on."""
+    given, rows = rows, [document for row in rows for document in row.documents()]
     ids, document, positions = _padded([row.ids for row in rows], pad, left)
     source = source_document = None
     if rows[0].source is not None:
@@ -89,19 +92,29 @@ def collate(rows: Sequence[Tokens], pad: int, left: bool = False) -> Batch:
         weights,
         positions,
         document,
-        tuple(row.where for row in rows),
-        tuple(row.example for row in rows),
+        tuple(row.where for row in given),
+        tuple(row.example for row in given),
         targets=None if rows[0].targets is None else _padded(_each(rows, "targets"), pad, left)[0],
         segments=None if rows[0].segments is None else _padded(_each(rows, "segments"), 0, left)[0],
         source=source,
         source_document=source_document,
         label=_labels(rows),
+        extras=_extras(given),
+        each=len(rows) // len(given),
     )
 
 
-def join(rows: Sequence[Tokens]) -> Batch:
-    """One pack: the rows one after the other, each a document with positions of its own."""
+def join(rows: Sequence[Tokens], shared: bool = False) -> Batch:
+    """One pack: the rows one after the other, each a document with positions of its own.
+
+    shared: what the two answers of a pair begin with stands once, and both go on from there.
+    """
+    given, rows = rows, [document for row in rows for document in row.documents(shared)]
+    each = len(rows) // len(given)
     ids, document, positions, ends = _joined(_each(rows, "ids"))
+    if each == 3:
+        starts = np.array([[0, len(row.ids), len(row.ids)] for row in rows[::3]]).flatten()
+        positions = positions + torch.from_numpy(starts)[document - 1]
     source = source_document = None
     source_ends: tuple[int, ...] = ()
     if rows[0].source is not None:
@@ -111,15 +124,18 @@ def join(rows: Sequence[Tokens]) -> Batch:
         torch.from_numpy(np.concatenate(_each(rows, "weights")))[None],
         positions,
         document,
-        tuple(row.where for row in rows),
-        tuple(row.example for row in rows),
+        tuple(row.where for row in given),
+        tuple(row.example for row in given),
         targets=None if rows[0].targets is None else _joined(_each(rows, "targets"))[0],
         segments=None if rows[0].segments is None else _joined(_each(rows, "segments"))[0],
         source=source,
         source_document=source_document,
         label=_labels(rows),
+        extras=_extras(given),
         ends=ends,
         source_ends=source_ends,
+        states=_states(rows),
+        each=each,
     )
 
 
@@ -134,7 +150,8 @@ def filled(pack: Batch, size: int, source: int = 0) -> Batch:
     }
     if source:
         longer["source_ends"] = (*pack.source_ends, source)
-        states=_states(rows),
+    if pack.states is not None:
+        longer["states"] = torch.nn.functional.pad(pack.states, (0, 0, 0, size - pack.states.shape[1]))
     return replace(pack, **longer, ends=(*pack.ends, size))
 
 
@@ -149,9 +166,20 @@ def _labels(rows: Sequence[Tokens]) -> Tensor | None:
     return label.float() if label.is_floating_point() else label.long()
 
 
+def _states(rows: Sequence[Tokens]) -> Tensor | None:
+    parts = [row.states() for row in rows if row.states is not None]
+    if not parts:
+        return None
+    whole = torch.from_numpy(np.concatenate(parts))[None]
+    return whole.view(torch.bfloat16) if whole.dtype == torch.int16 else whole
+
+
+def _extras(rows: Sequence[Tokens]) -> dict[str, Tensor]:
+    known = [row.reference for row in rows if row.reference is not None]
+    return {"reference": torch.from_numpy(np.stack(known))} if known else {}
+
+
 def _joined(rows: Sequence[np.ndarray]) -> tuple[Tensor, Tensor, Tensor, tuple[int, ...]]:
-    if pack.states is not None:
-        longer["states"] = torch.nn.functional.pad(pack.states, (0, 0, 0, size - pack.states.shape[1]))
     sizes = [len(row) for row in rows]
     ids = np.concatenate(rows).astype(np.int64)
     document = np.repeat(np.arange(1, len(rows) + 1), sizes)
@@ -166,19 +194,6 @@ def _padded(rows: Sequence[np.ndarray], pad: int, left: bool) -> tuple[Tensor, T
     document = np.zeros((len(rows), longest), np.int64)
     positions = np.zeros((len(rows), longest), np.int64)
     for i, row in enumerate(rows):
-def _states(rows: Sequence[Tokens]) -> Tensor | None:
-    parts = [row.states() for row in rows if row.states is not None]
-    if not parts:
-        return None
-    whole = torch.from_numpy(np.concatenate(parts))[None]
-    return whole.view(torch.bfloat16) if whole.dtype == torch.int16 else whole
-
-
-def _extras(rows: Sequence[Tokens]) -> dict[str, Tensor]:
-    known = [row.reference for row in rows if row.reference is not None]
-    return {"reference": torch.from_numpy(np.stack(known))} if known else {}
-
-
         place = slice(longest - len(row), longest) if left else slice(0, len(row))
         ids[i, place], document[i, place], positions[i, place] = row, 1, np.arange(len(row))
     return torch.from_numpy(ids), torch.from_numpy(document), torch.from_numpy(positions)
@@ -228,6 +243,7 @@ class Batches:
     rows are drawn without replacement within an epoch, in an order that depends on (seed, epoch) alone; the last
     step of an epoch may be smaller.  corrupt: noise for masked and span objectives, from (seed, epoch, row).
     packed: whether rows stand one after the other in packs of `micro_tokens`, or side by side with padding.
+    shared: whether in a pack the two answers of a pair share what they begin with.
     rank, ranks: of so many processes that share every step's rows, this is the one at work.
     """
 
@@ -240,6 +256,7 @@ class Batches:
     packed: bool = False
     rank: int = 0
     ranks: int = 1
+    shared: bool = False
 
     @property
     def per_epoch(self) -> int:
@@ -290,7 +307,7 @@ class Batches:
         cut = pack if self.packed else by_budget
         for group in cut(rows, self.micro_tokens):
             chosen = [rows[i] for i in group]
-            yield join(chosen) if self.packed else collate(chosen, self.pad)
+            yield join(chosen, self.shared) if self.packed else collate(chosen, self.pad)
 
     def _row(self, epoch: int, i: int) -> Tokens:
         if self.corrupt is None:

@@ -27,7 +27,8 @@ from burnish.tokens.contract import Contract
 from burnish.tokens.encode import Count, Tokens
 
 MANIFEST, ROWS = "manifest.json", "rows.json"
-COLUMNS = ("ids", "weights", "source", "segments", "example", "where")
+PAIRED = ("ids", "weights", "source")  # of a pair's other row
+COLUMNS = ("ids", "weights", "source", "segments", "example", "where", *(f"rejected-{name}" for name in PAIRED))
 KEPT = 30 * 86_400  # seconds after its last use that an entry is removed
 Made = tuple[list[Tokens], list[tuple[Example, Problem]], Count]
 
@@ -112,6 +113,9 @@ def _write(folder: Path, made: Made) -> list[str]:
         "example": [np.frombuffer(row.example.encode("utf-8", "surrogatepass"), np.uint8) for row in tokens],
         "where": [np.frombuffer(row.where.encode("utf-8", "surrogatepass"), np.uint8) for row in tokens],
     }
+    columns |= {
+        f"rejected-{name}": [getattr(row.rejected, name) if row.rejected else None for row in tokens] for name in PAIRED
+    }
     names = [ROWS]
     for name, parts in columns.items():
         if any(part is not None for part in parts):
@@ -172,15 +176,17 @@ class Rows(Sequence[Tokens]):
         parts = {name: values[ends[i - 1] if i else 0 : ends[i]] for name, (values, ends) in self._columns.items()}
         label = self._labels[i] if self._labels else None
         segments = parts.get("segments")
+        told = [parts[name].tobytes().decode("utf-8", "surrogatepass") for name in ("example", "where")]
+        other = [parts.get(f"rejected-{name}") for name in PAIRED]
         return Tokens(
             parts["ids"],
             parts["weights"],
-            parts["example"].tobytes().decode("utf-8", "surrogatepass"),
-            parts["where"].tobytes().decode("utf-8", "surrogatepass"),
+            *told,
             parts.get("source"),
             np.asarray(label, np.float32) if isinstance(label, list) else label,
             None,
             segments if segments is not None and len(segments) else None,
+            None if other[0] is None or other[1] is None else Tokens(other[0], other[1], *told, other[2]),
         )
 
 

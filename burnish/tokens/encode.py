@@ -18,7 +18,7 @@ from burnish.records import Example, Message, Problem
 from burnish.tokens.template import MARK, Rendered, Template, render
 from burnish.tokens.tokenizer import Tokenizer
 
-Target = Literal["answers", "all", "document", "label"]
+Target = Literal["answers", "all", "document", "label", "pairs"]
 VIRTUAL = 1 << 30  # ids from here on are virtual tokens: learned vectors of a soft prompt, in no vocabulary
 
 
@@ -31,6 +31,8 @@ class Tokens:
     label: class index, multi-hot vector or number; None for language.
     targets: (T,) what to say where it is not what is read (hidden tokens of an encoder).
     segments: (T,) 0 or 1, which of two texts an id belongs to; None where there is one text.
+    rejected: of a preference pair, the same prompt with the other answer; the row itself is then the chosen one.
+    reference: (2,) log-likelihood in nats of the chosen and the rejected answer before training.
     states: reads (T, H) what enters the first trained layer, where that is kept; int16 holds the bits of bfloat16.
     """
 
@@ -42,11 +44,48 @@ class Tokens:
     label: Any = None
     targets: np.ndarray | None = None
     segments: np.ndarray | None = None
+    states: Callable[[], np.ndarray] | None = None
+    rejected: Tokens | None = None
+    reference: np.ndarray | None = None
 
     @property
-    states: Callable[[], np.ndarray] | None = None
     def length(self) -> int:
-        return len(self.ids) + (0 if self.source is None else len(self.source))
+        """Tokens that are run; what a pair's answers share counts once."""
+        own = len(self.ids) + (0 if self.source is None else len(self.source))
+        return own if self.rejected is None else own + self.rejected.length - self.shared
+
+    @property
+    def supervised(self) -> int:
+        """How many ids count as targets."""
+        own = int((self.weights > 0).sum())
+        return own if self.rejected is None else own + self.rejected.supervised
+
+    @property
+    def shared(self) -> int:
+        """How many ids of a pair stand once: all that both rows begin with, but the last, from which both go on."""
+        if self.rejected is None or self.source is not None:
+            return 0
+        size = min(len(self.ids), len(self.rejected.ids))
+        same = self.ids[:size] == self.rejected.ids[:size]
+        return max(size if same.all() else int(same.argmin()), 1) - 1
+
+    def documents(self, shared: bool = False) -> list[Tokens]:
+        """What a row is read as: itself; a pair's two rows; or, shared, their common beginning and what follows it.
+
+        The last id of the beginning heads both ends, so that each end's first new id is predicted from its own place.
+        """
+        if self.rejected is None:
+            return [self]
+        chosen, rejected = replace(self, rejected=None, states=None), self.rejected
+        if not shared:
+            return [chosen, rejected]
+        at, told = self.shared, rejected.weights[self.shared :].copy()
+        told[0] = 0.0  # predicted from the beginning, and counted at the head of the chosen end
+        return [
+            replace(chosen, ids=self.ids[:at], weights=self.weights[:at]),
+            replace(chosen, ids=self.ids[at:], weights=self.weights[at:]),
+            replace(rejected, ids=rejected.ids[at:], weights=told),
+        ]
 
 
 @dataclass
@@ -84,7 +123,7 @@ class Encoding:
     """Everything that decides what ids a row becomes.
 
     kind: decoder, encoder or encoder-decoder.  target: answers (assistant turns), all (every token of the
-    conversation), document (every token of a text), label (a head reads the text).
+    conversation), document (every token of a text), label (a head reads the text), pairs (two answers to a prompt).
     labels: class -> index; empty for a number, which is learned as (y - mean) / deviation.
     end: whether a document's end is taught.  virtual: how many virtual tokens stand before whatever is read.
     max_length counts them.
@@ -115,7 +154,8 @@ class Encoding:
 
     def encode(self, example: Example) -> tuple[list[Tokens], int]:
         """The row's Tokens (several when a document is split) and how many tokens were cut; raises RowProblem."""
-        way = {"label": self._label, "document": self._document}.get(self.target, self._answers)
+        ways = {"label": self._label, "document": self._document, "pairs": self._pairs}
+        way = ways.get(self.target, self._answers)
         try:
             pieces, cut = way(example)
         except RowProblem:
@@ -141,6 +181,31 @@ class Encoding:
         if ids[: len(prompt)] != list(prompt):
             raise TokenError("This answer does not go on from that prompt", do="give prompt_ids of the turns before it")
         return ids[len(prompt) :]
+
+    def choice_ids(self, messages: Sequence[Message], choices: Sequence[str]) -> tuple[list[int], list[list[int]]]:
+        """(prompt_ids of these turns, ids of each choice as it goes on from there, its end of turn left out)."""
+        before = render(self.template, messages, self.tokenizer, generation_prompt=True)
+        if self.kind == "encoder-decoder":
+            size = len(self.tokenizer.suffix)
+            said = [self.tokenizer.encode_plain(choice) for choice in choices]
+            return [*self.lead, *self._source(before)], [ids[: len(ids) - size] for ids in said]
+        lead, edge, told = self._answer_lead(), len(before.text), []
+        for choice in choices:
+            start, end = edge + len(lead), edge + len(lead) + len(choice)
+            guarded = (*before.guarded, *([(start, end)] if self.tokenizer.spells_control(choice) else []))
+            whole = Rendered(f"{before.text}{lead}{choice}", ((edge, end, 1.0),), guarded)
+            ids, places = _aligned(whole, end, self.tokenizer)
+            told.append(ids[places[edge] :])
+        return [*self.lead, *ids[: places[edge]]], told
+
+    def _answer_lead(self) -> str:
+        """What the template writes between a prompt and its answer: often nothing, or a space."""
+        asked = (Message("user", "a"),)
+        before = render(self.template, asked, self.tokenizer, generation_prompt=True).text
+        whole = render(self.template, (*asked, Message("assistant", MARK, 0.0)), self.tokenizer).text
+        if not whole.startswith(before) or MARK not in whole:
+            raise TokenError("The chat template rewrites what stands before an answer", do="set data.template to plain")
+        return whole[len(before) : whole.index(MARK)]
 
     # --- the three ways a row is read ---
 
@@ -184,31 +249,6 @@ class Encoding:
             raise RowProblem(
                 Problem(
                     f'The label "{name}" is not one of this model\'s classes',
-    def choice_ids(self, messages: Sequence[Message], choices: Sequence[str]) -> tuple[list[int], list[list[int]]]:
-        """(prompt_ids of these turns, ids of each choice as it goes on from there, its end of turn left out)."""
-        before = render(self.template, messages, self.tokenizer, generation_prompt=True)
-        if self.kind == "encoder-decoder":
-            size = len(self.tokenizer.suffix)
-            said = [self.tokenizer.encode_plain(choice) for choice in choices]
-            return [*self.lead, *self._source(before)], [ids[: len(ids) - size] for ids in said]
-        lead, edge, told = self._answer_lead(), len(before.text), []
-        for choice in choices:
-            start, end = edge + len(lead), edge + len(lead) + len(choice)
-            guarded = (*before.guarded, *([(start, end)] if self.tokenizer.spells_control(choice) else []))
-            whole = Rendered(f"{before.text}{lead}{choice}", ((edge, end, 1.0),), guarded)
-            ids, places = _aligned(whole, end, self.tokenizer)
-            told.append(ids[places[edge] :])
-        return [*self.lead, *ids[: places[edge]]], told
-
-    def _answer_lead(self) -> str:
-        """What the template writes between a prompt and its answer: often nothing, or a space."""
-        asked = (Message("user", "a"),)
-        before = render(self.template, asked, self.tokenizer, generation_prompt=True).text
-        whole = render(self.template, (*asked, Message("assistant", MARK, 0.0)), self.tokenizer).text
-        if not whole.startswith(before) or MARK not in whole:
-            raise TokenError("The chat template rewrites what stands before an answer", do="set data.template to plain")
-        return whole[len(before) : whole.index(MARK)]
-
                     str(example.where),
                     "",
                     "error",
@@ -264,6 +304,28 @@ class Encoding:
             raise _nothing_trained(example)
         return [tokens], cut
 
+    def _pairs(self, example: Example) -> tuple[list[Tokens], int]:
+        """The prompt with its chosen and with its rejected answer; a prompt that is too long is cut alike for both."""
+
+        def read(prompt: Sequence[Message]) -> list[Tokens]:
+            answers = [Message("assistant", text) for text in example.choices]
+            return [self._whole((*prompt, answer), example.id, str(example.where)) for answer in answers]
+
+        if len(example.choices) != 2:
+            what = f"The row has {len(example.choices)} ranked answers, not two"
+            raise RowProblem(Problem(what, str(example.where), "give a chosen and a rejected one", "error", example.id))
+        found = read(example.prompt)
+        size = max(tokens.length for tokens in found)
+        longer = int(found[1].length > found[0].length)
+        if found[longer].length > self._limit(found[longer]):
+            if self.too_long != "cut-prompt":
+                raise _too_long(example, size, self._most, self.too_long)
+            turns = (*example.prompt, Message("assistant", example.choices[longer]))
+            found = read(self.fit(replace(example, messages=turns))[:-1])
+        if not all(tokens.weights.sum() for tokens in found):
+            raise _nothing_trained(example)
+        return [replace(found[0], rejected=found[1])], size - max(tokens.length for tokens in found)
+
     def _limit(self, tokens: Tokens) -> int:
         """Encoder-decoders hold max_length tokens on each side."""
         if tokens.source is None:
@@ -316,7 +378,7 @@ class Encoding:
             last = taught[-1][1]
             closed = bool(rendered.text[last:].strip()) and self.target == "all"  # else it ends where the answer does
             end = end if closed else last
-        elif taught and self.target == "answers":  # what stands after the last answer can teach nothing
+        elif taught and self.target in ("answers", "pairs"):  # what stands after the last answer can teach nothing
             end = taught[-1][1]
         ids, places = _aligned(rendered, end, self.tokenizer)
         weights = np.full(len(ids), float(self.target == "all"), np.float32)
@@ -355,6 +417,8 @@ def led(tokens: Tokens, virtual: int) -> Tokens:
     if not virtual:
         return tokens
     lead = np.arange(VIRTUAL, VIRTUAL + virtual, dtype=np.int32)
+    if tokens.rejected is not None:
+        tokens = replace(tokens, rejected=led(tokens.rejected, virtual))
     if tokens.source is not None:
         return replace(tokens, source=np.concatenate([lead, tokens.source]))
     none = np.zeros_like(lead)
@@ -397,7 +461,7 @@ def encode_all(
         count.cut += cut
         for piece in pieces:
             count.kept += piece.length
-            count.trained += int((piece.weights > 0).sum()) if encoding.target != "label" else 1
+            count.trained += piece.supervised if encoding.target != "label" else 1
             count.unknown += 0 if unknown is None else int((piece.ids == unknown).sum())
             count.longest = max(count.longest, piece.length)
         rows.extend(pieces)

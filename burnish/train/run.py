@@ -49,6 +49,7 @@ class Run:
     """What `fit` works with.
 
     identity: what a checkpoint must agree on to be continued.  precision: the model's arithmetic.
+    start: what decides the model before its first step; empty where that is not known.
     recompute: activations are made again in the backward pass instead of kept.  ranks: the processes that share it.
     """
 
@@ -67,11 +68,18 @@ class Run:
     best: dict[str, Tensor] = field(default_factory=dict)
     ranks: Ranks = field(default_factory=Ranks)
     at_work: Batch | None = None
+    start: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def pairs(self) -> bool:
+        """Whether the method compares two answers to one prompt."""
+        return getattr(self.method, "TARGET", "") == "pairs"
 
     def share(self, ranks: Ranks) -> None:
         """Work at it with other processes: the model goes where it trains, and each rank has its share of the rows."""
+        shared = self.pairs and self.model.shares
         self.ranks, self.precision = ranks.prepare(self.model, self.precision)
-        told: dict[str, Any] = {"rank": ranks.rank, "ranks": ranks.size, "packed": self.model.packs}
+        told: dict[str, Any] = {"rank": ranks.rank, "ranks": ranks.size, "packed": self.model.packs, "shared": shared}
         self.batches = replace(self.batches, **told)
         self.validation = self.validation and replace(self.validation, **told)
 

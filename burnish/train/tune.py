@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,9 +23,9 @@ from burnish.data.validate import BadRows
 from burnish.errors import DataError, TrainError
 from burnish.models import load, quicken
 from burnish.models.base import Base, Head
-from burnish.records import Event, Problem
 from burnish.models.bottom import Bottom
 from burnish.models.model import Model
+from burnish.records import Event, Problem
 from burnish.task import Task
 from burnish.tokens import ask, cache
 from burnish.tokens.batch import Batches
@@ -110,7 +111,8 @@ def prepare(job: Job) -> Prepared:
         Batches(part.tokens, settings.batch_size, settings.micro_tokens, settings.seed, pad, corrupt)
         for part in (train, held)
     )
-    planned = plan(settings, len(train.tokens), job.base.width, kinds.load("adapters", job.rung).RATE)
+    rate = kinds.load("adapters", job.rung).RATE * getattr(method, "RATE", 1.0)
+    planned = plan(settings, len(train.tokens), job.base.width, rate)
     return Prepared(train, held, method, own, planned, batches, validation)
 
 
@@ -166,6 +168,8 @@ def _obstacle(job: Job, prepared: Prepared, model: Model) -> str:
     dropout = job.task.train.dropout if kinds.load("adapters", job.rung).CARRIES_BASE else None
     if prepared.batches.corrupt is not None:
         return "what is hidden in a row is drawn anew in every epoch"
+    if job.contract.target == "pairs":
+        return "the answers of a pair share what they begin with"
     if describe.drops(model.hf.config, dropout):
         return "dropout is drawn in them (train.dropout=0 turns it off)"
     return "several processes share the run" if job.ranks.size > 1 else ""
@@ -203,14 +207,15 @@ def _tune(job: Job) -> Iterator[Event]:
         {**job.identity, "precision": precision, "micro_tokens": micro_tokens, "recompute": recompute},
         optim.DTYPES[precision],
         recompute,
+        start=_start(job, quantised),
     )
     run.share(job.ranks)
+    spared = begun.get("states", []) if begun else needed.states.get("splits", [])
     trained = load.count(model.trainable().values())
     started = {
         "phase": job.rung,
         "method": job.method,
         "parameters": load.size(model.hf),
-    spared = begun.get("states", []) if begun else needed.states.get("splits", [])
         "trained": trained,
         "rows": prepared.train.count.rows,
         "dropped": prepared.dropped,
@@ -228,13 +233,13 @@ def _tune(job: Job) -> Iterator[Event]:
         yield Event("warned", 0, 0.0, {"text": f"this does not fit: {too_much(needed)}"})
     if not validation.rows:
         yield Event("warned", 0, 0.0, {"text": "no validation rows: no early stopping, and the last weights are kept"})
+    if spared and not (yield from _keep_states(run, spared)):
+        return
     first = True
     with memory.guarded():
         for event in loop.fit(run):
             if first and job.ranks.main:
                 _begin(log, event)
-    if spared and not (yield from _keep_states(run, spared)):
-        return
             first = False
             if job.ranks.main:
                 with store.disk_errors(log), log.open("a", encoding="utf-8") as stream:
@@ -265,11 +270,12 @@ def _tune(job: Job) -> Iterator[Event]:
     job.ranks.tell("saved")
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """Rows as Tokens, the statement of tokens, what was dropped as the task says, and what was amiss on disk."""
-
-    tokens: Sequence[Tokens]
+def _start(job: Job, quantised: bool) -> dict[str, Any]:
+    """What decides the model before its first step."""
+    own = job.task.rung_settings.get(job.rung, {})
+    libraries = [f"{name} {version(name)}" for name in ("torch", "transformers")]
+    base = job.base.fingerprint, job.base.random, quantised
+    return {"base": base, "rung": [job.rung, dict(own)], "seed": job.task.train.seed, "libraries": libraries}
 
 
 def _keep_states(run: Run, splits: Sequence[str]) -> Generator[Event, None, bool]:
@@ -305,6 +311,11 @@ def _keep_states(run: Run, splits: Sequence[str]) -> Generator[Event, None, bool
     return True
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """Rows as Tokens, the statement of tokens, what was dropped as the task says, and what was amiss on disk."""
+
+    tokens: Sequence[Tokens]
     count: Count
     dropped: list[Problem]
     warning: str
