@@ -40,7 +40,7 @@ def linear_log_likelihood(hidden: Tensor, weight: Tensor, bias: Tensor | None, t
 
 def _chunks(hidden: Tensor, weight: Tensor, *others: Tensor, trained: bool) -> Iterator[tuple[slice, list[Tensor]]]:
     """So many positions at once as logits may be held, filled up with ones that weigh nothing."""
-    step = max((TRAINED if trained else CHUNK) // len(weight), 1)
+    step = rounded(max((TRAINED if trained else CHUNK) // len(weight), 1))
     for start in range(0, len(hidden), step):
         part = slice(start, start + step)
         real = len(hidden[part])
