@@ -74,10 +74,10 @@ def plan(screen: Screen, told: Mapping[str, Any], asked: Mapping[str, Any]) -> N
         cut = f"micro-batches of {one['micro_tokens']:,} tokens"
         again = ", activations made again in the backward pass" if one["recompute"] else ""
         screen.line(f"  {rung}  ", (one["verdict"], STYLES[one["verdict"]]), f" in {size(one['room'])}: {cut}{again}")
-        if frozen := one["states"].get("layers"):
-            screen.line(f"     the {frozen} frozen layers run ", _passes(one["states"]))
         for remedy in one["remedies"]:
             words = " ".join(f"--set {override}" for override in remedy["set"])
+        if frozen := one["states"].get("layers"):
+            screen.line(f"     the {frozen} frozen layers run ", _passes(one["states"]))
             command = f"--rung {remedy['rung']}" if remedy["rung"] else words
             screen.line("     do    ", f"{remedy['text']} ({size(remedy['peak'])}): {command}")
         if one["verdict"] == "does not fit" and not one["remedies"]:
