@@ -14,7 +14,8 @@ TRL and transformers are `pip install trl peft datasets`.  LLaMA Factory and Lit
 another Python, named by BURNISH_PEER_LLAMAFACTORY and BURNISH_PEER_LITGPT; each in a virtual environment of its own:
     pip install torch==2.13.0; pip install llamafactory==0.9.5 torch==2.13.0; pip uninstall torchvision
     pip install torch==2.13.0; pip install litgpt==0.5.13 torch==2.13.0
-(beside PyTorch for CPUs torchvision's wheel fails with "operator torchvision::nms does not exist").  Neither classifies.
+(beside PyTorch for CPUs torchvision 0.28.0 fails with "operator torchvision::nms does not exist", and torchaudio 2.11.0
+with "Could not load this library"; only images and sounds need them).  Neither classifies, nor does TRL.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """LitGPT's fine-tuning, by the `setup` behind `litgpt finetune_lora` and `litgpt finetune_full`.
 
-how: rows a micro-batch.  It has no packs for supervised rows, no recomputation on one device, no clipping, one attention
-(PyTorch's), and gives every micro-batch the same weight; its head is not tied to its embedding, so that full tuning
-trains a matrix more.  Rows of a micro-batch are of like length.
+how: rows a micro-batch.  It has no packs for supervised rows, no recomputation on one device, no clipping, one
+attention (PyTorch's), and gives every micro-batch the same weight; its head is not tied to its embedding, so that full
+tuning trains a matrix more.  Rows of a micro-batch are of like length.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """LLaMA Factory's supervised fine-tuning, by `run_exp`, the function behind `llamafactory-cli train`.
 
-how: attention "eager" or "sdpa" (its flash_attn disabled or sdpa); packed: its neat_packing, which keeps documents apart.
-Its own preparation, packs, collator and trainer run; only "text to ids" is replaced by the ids of the job's rows.
+how: attention "eager" or "sdpa" (its flash_attn disabled or sdpa); packed: its neat_packing, which keeps documents
+apart.  Its own preparation, packs, collator and trainer run; only "text to ids" is replaced by the ids of the rows.
 """
 
 from __future__ import annotations
