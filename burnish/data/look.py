@@ -31,8 +31,8 @@ LOOKED = 100_000  # rows that `look` counts
 class Guess:
     """What `burnish init` writes into a task.yaml.
 
-    task: classify, regress, extract, answer, chat or write.  labels: rows per class.  rows: those read (at most
-    LOOKED).  first: the first Examples.  notes: what a person should know.
+    task: of goal.task.  labels: rows per class.  rows: those read (at most LOOKED).  first: the first Examples.
+    notes: what a person should know.
     """
 
     shape: str
@@ -79,11 +79,11 @@ def look(name: str | Path, shape: str = "auto") -> Guess:
         if task == "classify" and len(labels) > max(50, rows / 3):
             notes.append(f"{len(labels):,} classes for {rows:,} rows: is {choice.columns.get('label')} really a class?")
     elif choice.shape == "document":
+        task = "write"
     elif choice.shape == "choices":
         task = "choose"
     elif choice.shape == "preference":
         task = "prefer"
-        task = "write"
     elif choice.shape == "conversation" and turns:
         task = "chat"
     else:

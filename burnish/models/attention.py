@@ -114,6 +114,8 @@ def attend(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     # under somebody's autocast rotated heads are wider than values
     q, k, v = (part.squeeze(0).transpose(0, 1).to(value.dtype) for part in (query, key, value))  # (T, heads, D)
+    if spans.places is not None:
+        k, v = k.index_select(0, spans.places), v.index_select(0, spans.places)
     if softcap := others.get("softcap"):
         return _softcapped(q, k, v, spans, causal, sliding_window, scale, dropout, softcap)[None], None
     if q.is_cuda and not dropout and bias is None and q.dtype in (torch.bfloat16, torch.float16):

@@ -20,9 +20,12 @@ METRICS = kinds.names("metrics")
 
 def examples(metric):
     number = kinds.load("metrics", metric).NEEDS == "number"
+    ranked = "prefer" in kinds.load("metrics", metric).FOR
     for i, text in enumerate(TEXTS):
         turns = (Message("user", f"q{i}"), Message("assistant", text))
-        yield Example("instruction", Where("f", i + 1), messages=turns, label=float(i) if number else LABELS[i % 2])
+        label = float(i) if number else "A" if ranked else LABELS[i % 2]
+        choices = (text, "worse") if ranked else ()
+        yield Example("instruction", Where("f", i + 1), messages=turns, label=label, choices=choices)
 
 
 def perfect(metric):
@@ -36,6 +39,7 @@ def perfect(metric):
             nll=0.0,
             tokens=3,
             bytes=len(example.answer),
+            loglikelihoods=(-1.0, -90.0) if example.choices else None,
         )
         for example in examples(metric)
     ]
