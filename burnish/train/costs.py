@@ -106,13 +106,14 @@ def memory(work: Work, micro_tokens: int, recompute: bool, machine: Machine, fit
     alive in the worst of them is left out.
     """
     shape = work.shape
-    trained = 4.0 * shape.trained
-    rounded = shape.trained * (work.element if work.element < 4 else 0)
-    frozen = shape.parameters - shape.trained - shape.quantised
+    trained = 4.0 * shape.trained / work.ranks
+    rounded = shape.trained * (work.element if work.element < 4 and work.ranks == 1 else 0)
+    frozen = (shape.parameters - shape.trained - shape.quantised) / work.ranks
     lasting = {
         "process": machine.resident + fit.process if work.device == "cpu" else 0.0,
         "weights": frozen * work.element + shape.quantised * NF4 + rounded + trained,
-        "optimizer": shape.trained * STATES[work.optimizer],
+        **({"fetched": _fetched(work)} if work.ranks > 1 else {}),
+        "optimizer": shape.trained * STATES[work.optimizer] / work.ranks,
         "best weights": trained if len(work.validation) else 0.0,
     }
     batch = largest_batch(work, micro_tokens)
@@ -135,8 +136,22 @@ def memory(work: Work, micro_tokens: int, recompute: bool, machine: Machine, fit
         "update": {**lasting, "gradients": trained, "update": trained * fit.update},
         "validation": {**lasting, **forward},
     }
+    if work.ranks > 1:
+        del phases["loading"]  # each rank reads its rows, and nothing is mapped
     worst = max(phases, key=lambda name: sum(phases[name].values()))
     return {**phases[worst], "peak": sum(phases[worst].values())}
+
+
+def _fetched(work: Work) -> float:
+    """Weights that a rank has whole for a while where they are cut: what lies outside the layers, and two layers.
+
+    Embeddings, output layer and the last norm stay from forward to backward; one layer works, one is being fetched.
+    """
+    sides = work.shape.ids, work.shape.source
+    largest = max(side.largest for side in sides)
+    blocks = max(sum(side.kept for side in sides) / largest, 2.0) if largest else 2.0
+    inner = work.shape.multiplications
+    return work.element * (max(work.shape.parameters - work.shape.quantised - inner, 0) + 2 * inner / blocks)
 
 
 def _new_shapes(work: Work, batch: Load) -> float:

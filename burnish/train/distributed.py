@@ -38,16 +38,21 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """One process: all is its own, and nothing needs to be agreed on."""
+    """One process: all is its own, and nothing needs to be agreed on.  local: processes on this machine."""
 
     rank: int = 0
     size: int = 1
     device: torch.device = torch.device("cpu")
+    local: int = 1
 
     @property
     def main(self) -> bool:
         """Whether this process writes events, manifests and artifacts."""
         return self.rank == 0
+
+    def over(self, model: Model) -> int:
+        """How many processes a model's weights are to be cut over; 1 where each holds all."""
+        return 1
 
     def prepare(self, model: Model, precision: torch.dtype) -> tuple[Ranks, torch.dtype]:
         """Put the model where it trains; returns the ranks for the loop, and the arithmetic that is left to it."""
@@ -101,17 +106,16 @@ class Ranks:
 
 @dataclass(frozen=True)
 class Replicated(Ranks):
-    """Every rank holds the whole model.
+    """Every rank holds the whole model.  shard: cut the model even where it would fit."""
 
-    local: ranks on this machine.  shard: cut the model even where it would fit.
-    """
-
-    local: int = 1
     shard: bool = False
 
-    def prepare(self, model: Model, precision: torch.dtype) -> tuple[Ranks, torch.dtype]:
+    def over(self, model: Model) -> int:
         # every rank must come to the same answer, and free memory differs
-        if not self.shard and not self.sum(not fits(model, self.device, self.local))[0]:
+        return self.size if self.shard or self.sum(not fits(model, self.device, self.local))[0] else 1
+
+    def prepare(self, model: Model, precision: torch.dtype) -> tuple[Ranks, torch.dtype]:
+        if self.over(model) == 1:
             places.fill(model, self.device)
             model.to(self.device)
             with torch.no_grad():
@@ -219,7 +223,8 @@ def begin(shard: bool = False) -> Iterator[Ranks]:
 def fits(model: Model, device: torch.device, local: int) -> bool:
     """Whether weights, gradients, moments and the best weights leave room on a device, or a machine of `local`."""
     trained = sum(value.numel() for value in model.trainable().values())
-    sizes = [(value.nbytes, value.is_meta) for value in (*model.parameters(), *model.buffers())]
+    values = (*model.parameters(), *model.buffers())
+    sizes = [(value.numel() * 4 if value.is_floating_point() else value.nbytes, value.is_meta) for value in values]
     stored, held = sum(size for size, _ in sizes), sum(size for size, is_meta in sizes if not is_meta)
     room = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else memory.free() // local + held
     return stored + 16 * trained <= ROOM * room

@@ -102,6 +102,7 @@ class Work:
     micro_tokens: the user's own budget; 0 leaves it to `choose`.  element: bytes of a number between layers, and of a
     weight; trained ones in fewer than 4 have a float32 master.  tokens: all that the run reads; `exact` or nearly.
     splits: rows over a limit become several.  recomputes: whether the model can make activations again.
+    ranks: processes over which weights, gradients and optimizer state are cut (1: each holds all).
     """
 
     shape: Shape
@@ -119,6 +120,7 @@ class Work:
     device: str = "cpu"
     splits: bool = False
     recomputes: bool = True
+    ranks: int = 1
 
 
 @dataclass(frozen=True)

@@ -135,13 +135,17 @@ def needs(job: Job, prepared: Prepared) -> Estimate:
         )
 
     model = skeleton(job.rung)
-    own = work(job.rung, model)
+    cut = job.ranks.over(model)
+    own = replace(work(job.rung, model), ranks=cut)
     machine = calibrate.machine(own.shape, own.element, job.ranks.device)
+    machine = replace(machine, memory=machine.resident + (machine.memory - machine.resident) / job.ranks.local)
     told = estimate.estimate(own, machine)
     if told.verdict == "fits" or job.base.random:
         return _spared(job, prepared, model, own, machine, told)
     lighter = LIGHTER[: LIGHTER.index(job.rung)] if job.rung in LIGHTER else ()
-    others = {rung: work(rung, skeleton(rung)) for rung in lighter if rung in kinds.names("adapters")}
+    others = {
+        rung: replace(work(rung, skeleton(rung)), ranks=cut) for rung in lighter if rung in kinds.names("adapters")
+    }
     return _spared(job, prepared, model, own, machine, estimate.estimate(own, machine, others))
 
 
