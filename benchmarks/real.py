@@ -3,7 +3,7 @@
     BURNISH_SHARED=FOLDER python benchmarks/real.py [CASE ...] [--json]
 
 FOLDER holds data/ and models/ as the cases below name them; without CASE all of them run.  What a case asserts is
-written beside it; exit code 1 when one does not hold.  `spectrum` stands for the five tasks on which every rung is tried.
+written beside it; exit code 1 when one does not hold.  `spectrum` stands for five tasks on which every rung is tried.
 """
 
 from __future__ import annotations
