@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from burnish import __version__, kinds, store
+from burnish import task as tasks
 from burnish.errors import ArtifactError, BurnishError
 from burnish.models import base as models
 from burnish.models import places
@@ -41,6 +42,7 @@ TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
     "added_tokens.json",
 )
+OWN = ("artifact.json", "probe.safetensors", "README.md")  # written anew for every artifact
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,11 @@ class Artifact:
     def head(self) -> Head:
         return Head(self.contract.head, self.contract.labels)  # type: ignore[arg-type]
 
+    @property
+    def prompting(self) -> str:
+        """The rung that asks its model, '' when rows are asked plainly."""
+        return tasks.parts(self.rung)[0]
+
     def tokenizer(self) -> Tokenizer:
         """The base's tokenizer."""
         return Tokenizer.load(self.base.folder)
@@ -86,13 +93,20 @@ class Artifact:
 
 
 def save(artifact: Artifact, model: Model | None, folder: Path, card: str = "") -> Artifact:
-    """Write the artifact beside `folder` and put it in place at once; returns it with its folder."""
+    """Write the artifact beside `folder` and put it in place at once; returns it with its folder.
+
+    model: its weights are saved.  None: nothing was trained since the artifact was loaded, whose files are copied.
+    """
     staged = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(staged, ignore_errors=True)
     with store.disk_errors(folder):
         staged.mkdir(parents=True)
         if model is not None and artifact.adapter:
             kinds.load("adapters", artifact.adapter).save(model, staged, str(artifact.base.folder.resolve()))
+        elif artifact.adapter and artifact.folder is not None:
+            for path in artifact.folder.iterdir():
+                if path.name not in OWN:
+                    shutil.copyfile(path, staged / path.name)
         if artifact.tensors:
             from safetensors.torch import save_file
 
@@ -101,7 +115,7 @@ def save(artifact: Artifact, model: Model | None, folder: Path, card: str = "") 
             if (artifact.base.folder / name).exists():
                 shutil.copyfile(artifact.base.folder / name, staged / name)
         _fix_tokenizer_class(staged / "tokenizer_config.json")
-        if artifact.contract.target in ("answers", "all"):
+        if artifact.contract.target in ("answers", "all", "pairs"):
             (staged / "chat_template.jinja").write_text(artifact.contract.template_text, encoding="utf-8")
         elif (artifact.base.folder / "chat_template.jinja").exists():
             shutil.copyfile(artifact.base.folder / "chat_template.jinja", staged / "chat_template.jinja")

@@ -29,7 +29,8 @@ class Goal:
     """What the model is for, and how good is good enough."""
 
     task: typing.Literal["classify", "regress", "choose", "extract", "answer", "chat", "write", "prefer"] = setting(
-        "classify", "classify, regress, choose (multiple choice), extract, answer, chat, write or prefer (ranked answers)"
+        "classify",
+        "classify, regress, choose (multiple choice), extract, answer, chat, write or prefer (ranked answers)",
     )
     metric: str = setting("auto", "what is measured; auto picks the usual one for the task")
     target: float | None = setting(None, "the value to reach; empty: the cheapest rung that nothing dearer beats")
@@ -166,6 +167,29 @@ def rung_names() -> tuple[str, ...]:
     return (*kinds.names("prompting"), *kinds.names("adapters"))
 
 
+def parts(rung: str) -> tuple[str, str]:
+    """(what a rung asks with, what it trains), one of them may be ''; `few-shot+lora` is few-shot on lora's model.
+
+    >>> parts("few-shot+lora"), parts("zero-shot"), parts("lora")
+    (('few-shot', 'lora'), ('zero-shot', ''), ('', 'lora'))
+    """
+    asked, plus, trained = rung.partition("+")
+    if plus:
+        return asked, trained
+    return ("", rung) if rung in kinds.names("adapters") else (rung, "")
+
+
+def trains(rung: str) -> bool:
+    """Whether a rung changes weights, alone or under a prompt."""
+    return bool(parts(rung)[1])
+
+
+def stacks() -> tuple[str, ...]:
+    """Every prompting rung that can be searched on a tuned model, on every rung that tunes one."""
+    asked = [name for name in kinds.names("prompting") if kinds.constants("prompting", name).get("STACKS")]
+    return tuple(f"{one}+{other}" for one in asked for other in kinds.names("adapters"))
+
+
 def rung_keys(rung: str) -> tuple[Setting, ...]:
     """A rung's own settings."""
     return kinds.settings("adapters" if rung in kinds.names("adapters") else "prompting", rung)
@@ -176,7 +200,8 @@ def keys() -> Iterator[tuple[str, Setting]]:
     for section, record in SECTIONS.items():
         for item in kinds.declared(record):
             yield section, item
-    yield "", Setting("rungs", "list[str]", [], "which rungs to try, cheapest first; empty: those that fit the base")
+    doc = "which rungs to try; few-shot+lora: few-shot on lora's model; empty: those that fit the base"
+    yield "", Setting("rungs", "list[str]", [], doc)
     yield "method", Setting("kind", "str", "auto", "auto, or " + ", ".join(kinds.names("methods")))
     seen = set()
     for method in kinds.names("methods"):
@@ -295,8 +320,9 @@ def resolve(values: Mapping[str, Any], path: str = "task.yaml", lines: Mapping[s
     if not isinstance(rungs, list):
         raise TaskError("rungs is a list", probe.where("rungs"), "write rungs: [zero-shot, few-shot, lora, full]")
     for rung in rungs:
-        if rung not in rung_names():
-            what, do = unknown("rung", rung, rung_names())
+        known = stacks() if "+" in str(rung) else rung_names()
+        if rung not in known:
+            what, do = unknown("rung", rung, known)
             raise TaskError(what, probe.where("rungs"), do)
     task = Task(
         **built,

@@ -70,14 +70,16 @@ def plan(screen: Screen, told: Mapping[str, Any], asked: Mapping[str, Any]) -> N
         rows.append([rung, one["verdict"], *exact, *rough, size(one["disk"]["value"])])
     heads = ["rung", "", "parameters", "trained", "tokens", "steps", "time", "memory", "GPU", "disk"]
     screen.table(heads, rows, left=2, first=(0, 1, 6, 7, 3, 5, 4, 2, 9, 8))
+    for rung, words in told["stacked"].items():
+        screen.line(f"  {rung}  ", words)
     for rung, one in told["rungs"].items():
         cut = f"micro-batches of {one['micro_tokens']:,} tokens"
         again = ", activations made again in the backward pass" if one["recompute"] else ""
         screen.line(f"  {rung}  ", (one["verdict"], STYLES[one["verdict"]]), f" in {size(one['room'])}: {cut}{again}")
-        for remedy in one["remedies"]:
-            words = " ".join(f"--set {override}" for override in remedy["set"])
         if frozen := one["states"].get("layers"):
             screen.line(f"     the {frozen} frozen layers run ", _passes(one["states"]))
+        for remedy in one["remedies"]:
+            words = " ".join(f"--set {override}" for override in remedy["set"])
             command = f"--rung {remedy['rung']}" if remedy["rung"] else words
             screen.line("     do    ", f"{remedy['text']} ({size(remedy['peak'])}): {command}")
         if one["verdict"] == "does not fit" and not one["remedies"]:

@@ -7,16 +7,19 @@ from typing import Any
 
 import torch
 
-from burnish.climb.ladder import Ladder, folder_of, rungs_of
-from burnish.climb.rungs import job_of
+from burnish.climb.ladder import Ladder, rungs_of
+from burnish.climb.rungs import job_of, unfit
+from burnish.task import parts
 from burnish.train import calibrate, optim, standard, tune
 
 
 def foresee(ladder: Ladder, rungs: Sequence[str] = ()) -> dict[str, Any]:
     """The needs of these rungs, or of every trained one of the ladder; writes nothing but the measured rates."""
-    chosen = rungs or [rung for rung in rungs_of(ladder.task, ladder.base) if folder_of(rung) == "adapters"]
+    asked = rungs or rungs_of(ladder.task, ladder.base)
+    stacked = {rung: parts(rung) for rung in asked if all(parts(rung))}
+    chosen = dict.fromkeys(parts(rung)[1] for rung in asked if rung not in stacked or not unfit(ladder, rung))
     told: dict[str, Any] = {}
-    for rung in chosen:
+    for rung in filter(None, chosen):
         job = job_of(ladder, rung)
         prepared = tune.prepare(job)
         told[rung] = tune.needs(job, prepared).to_json() | {"rows": prepared.train.count.to_json()}
@@ -24,8 +27,15 @@ def foresee(ladder: Ladder, rungs: Sequence[str] = ()) -> dict[str, Any]:
         "base": ladder.base.name,
         "method": ladder.method,
         "rungs": told,
+        "stacked": {rung: unfit(ladder, rung) or _stacked(ladder, *both) for rung, both in stacked.items()},
         "ok": all(one["verdict"] != "does not fit" for one in told.values()),
     }
+
+
+def _stacked(ladder: Ladder, asks: str, trains: str) -> str:
+    """What a rung that asks a tuned model needs, in words."""
+    questions = ladder.task.rung_settings[asks]["budget"]
+    return f"what {trains} needs, and then at most {questions} questions to find the prompt"
 
 
 def tunable() -> dict[str, Any]:

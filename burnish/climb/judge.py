@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 
 from burnish import artifact as artifacts
 from burnish import kinds, store
@@ -26,12 +25,12 @@ from burnish.evaluate import predict as predicting
 from burnish.evaluate.cost import Prices
 from burnish.evaluate.curve import Learning, learning
 from burnish.evaluate.diagnose import next_steps
-from burnish.evaluate.statistics import resampled
 from burnish.generate.engine import Sampling
 from burnish.generate.pieces import continued
 from burnish.models import base as models
 from burnish.models.model import Model
 from burnish.records import Comparison, Event, Example, Prediction, Report, RungResult
+from burnish.task import trains
 from burnish.tokens.ask import readable
 from burnish.tokens.encode import encode_all
 
@@ -88,7 +87,7 @@ def judge(
     readings = openings.readings(rows)
     decided = verdict.decide(goal, scored, comparisons, len(rows), openings=max(len(readings), 1))
     decided = replace(decided, notes=(*decided.notes, *_shortened(ladder, rows)))
-    learned = _learning(ladder, points, smaller, predictions, rows)
+    learned = _learning(ladder, points, smaller, predictions, seeds, rows)
     return Report(
         ladder.folder.name,
         goal,
@@ -119,8 +118,8 @@ def question(
 
     Where a side has several rungs, the one that does best on the validation rows; () where a side has none.
     """
-    tuned = [item for item in results if item.rung in kinds.names("adapters")]
-    asked = [item for item in results if item.rung not in kinds.names("adapters") and item.rung != "baseline"]
+    tuned = [item for item in results if trains(item.rung)]
+    asked = [item for item in results if not trains(item.rung) and item.rung != "baseline"]
     rows = ladder.rows("validation") if len(tuned) > 1 or len(asked) > 1 else []
     if not tuned or not asked or (not rows and len(tuned) + len(asked) > 2):
         return ()
@@ -187,7 +186,7 @@ class Asker:
 
         tell(0)
         artifact = artifacts.load(where)
-        base = self.model() if self.model and not artifact.adapter else None
+        base = self.model() if self.model and not artifact.adapter else artifact.model()
         with costs.peak() as peak:
             done = list(predicting.predict(artifact, self.rows, self.ladder.task.evaluate, base, tell))
         predicting.keep(path, done)
@@ -198,12 +197,12 @@ class Asker:
         )
         return done
 
-    def _prompt(self, artifact: Artifact, base: Model | None) -> str:
+    def _prompt(self, artifact: Artifact, base: Model) -> str:
         """The first row as a prompting rung asks it, word for word; '' where nothing is asked in words."""
         contract = artifact.contract
-        if base is None or artifact.rung not in kinds.names("prompting") or contract.target == "document":
+        if not artifact.prompting or contract.target == "document":
             return ""
-        module = kinds.load("prompting", artifact.rung)
+        module = kinds.load("prompting", artifact.prompting)
         if not hasattr(module, "shown") and artifact.rung != "zero-shot":
             return ""
         ready, row = predicting.answerer(artifact, self.ladder.task.evaluate, base), self.rows[0]
@@ -224,21 +223,21 @@ def _learning(
     points: Sequence[Point],
     smaller: Sequence[Sequence[Prediction]],
     predictions: Mapping[str, Sequence[Prediction]],
+    seeds: Mapping[str, Sequence[Sequence[Prediction]]],
     rows: Sequence[Example],
 ) -> Learning | None:
-    """The learning curve through the smaller trainings and the rung itself."""
+    """The learning curve through the smaller trainings and the rung itself with all its seeds."""
     if not points:
         return None
     rung, settings, module = points[0].rung, ladder.task.evaluate, kinds.load("metrics", ladder.metric)
-    tables = [scores.table(ladder.metric, rows, said, ladder.asked.labels) for said in (*smaller, predictions[rung])]
-    draws = np.stack([resampled(table, module.value, settings.resamples, 0) for table in tables], axis=1)
     worst, best = module.RANGE
+    trained = [*([said] for said in smaller), [predictions[rung], *seeds[rung]]]
+    told = [scores.seeded(ladder.metric, rows, own, ladder.asked.labels, settings.resamples) for own in trained]
     return learning(
         rung,
         ladder.metric,
         [*(point.rows for point in points), len(ladder.rows("train"))],
-        [module.value(table) for table in tables],
-        draws,
+        told,
         module.HIGHER,
         best if module.HIGHER else worst,
         settings.confidence,
@@ -314,7 +313,7 @@ def _searched(folder: Path) -> tuple[dict[str, Any], ...]:
     return tuple({key: value for key, value in row.items() if key != "demonstrations"} for row in rows)
 
 
-def _samples(artifact: Artifact, rows: Sequence[Example], ladder: Ladder, model: Model | None) -> list[dict[str, str]]:
+def _samples(artifact: Artifact, rows: Sequence[Example], ladder: Ladder, model: Model) -> list[dict[str, str]]:
     """A few texts of a writing rung: the beginnings of held-out documents, continued."""
     settings = ladder.task.evaluate
     if artifact.contract.target != "document" or ladder.base.kind != "decoder" or not settings.samples:

@@ -75,13 +75,10 @@ def rungs_of(task: Task, base: Base) -> tuple[str, ...]:
     return tuple(sorted(wanted, key=cost))
 
 
-def cost(rung: str) -> int:
-    """Where a rung stands on the ladder; smaller is cheaper."""
-    return int(kinds.constants(folder_of(rung), rung)["COST"])
-
-
-def folder_of(rung: str) -> str:
-    return "adapters" if rung in kinds.names("adapters") else "prompting"
+def cost(rung: str) -> tuple[int, str]:
+    """Where a rung stands on the ladder: smaller is cheaper, equals go by name; a stacked rung costs both its parts."""
+    told = zip(("prompting", "adapters"), tasks.parts(rung), strict=True)
+    return sum(int(kinds.constants(kind, name)["COST"]) for kind, name in told if name), rung
 
 
 def ready(task: Task, begin: bool = True) -> Ladder:
@@ -169,6 +166,9 @@ def environment() -> dict[str, Any]:
     }
 
 
+def choose_method(task: Task, base: Base, prepared: Prepared) -> str:
+    """The method of trained rungs; checks that the task's own choice fits the base and the data."""
+    goal, shape = task.goal.task, prepared.shape
     if (goal == "choose") != (shape == "choices"):
         what, do = (
             f"rows of shape {shape} do not serve the goal {goal}",
@@ -176,11 +176,11 @@ def environment() -> dict[str, Any]:
         )
         raise TaskError(what, task.where("data.shape"), do)
     if goal == "prefer" and shape != "preference":
-        what, do = f"rows of shape {shape} do not say which of two answers is better", "give chosen and rejected answers"
+        what, do = (
+            f"rows of shape {shape} do not say which of two answers is better",
+            "give chosen and rejected answers",
+        )
         raise TaskError(what, task.where("data.shape"), do)
-def choose_method(task: Task, base: Base, prepared: Prepared) -> str:
-    """The method of trained rungs; checks that the task's own choice fits the base and the data."""
-    goal, shape = task.goal.task, prepared.shape
     chosen = str(task.method["kind"])
     if chosen == "auto" and goal == "prefer":
         chosen = "dpo"
@@ -203,12 +203,12 @@ def choose_method(task: Task, base: Base, prepared: Prepared) -> str:
     if facts["TARGET"] == "answers" and shape == "document":
         raise TaskError(
             "method sft needs rows with answers, and these are documents",
-    if facts["TARGET"] == "pairs" and shape != "preference":
-        what, do = f"method {chosen} needs rows with a chosen and a rejected answer, and these are {shape}", "use sft"
-        raise TaskError(what, task.where("method.kind"), do)
             task.where("method.kind"),
             "use selfsupervised",
         )
+    if facts["TARGET"] == "pairs" and shape != "preference":
+        what, do = f"method {chosen} needs rows with a chosen and a rejected answer, and these are {shape}", "use sft"
+        raise TaskError(what, task.where("method.kind"), do)
     if goal == "regress" and chosen == "classify":
         raise TaskError("a number is not learned as a class", task.where("method.kind"), "use regress")
     return chosen
@@ -246,7 +246,7 @@ def _contracts(
     )
     target = kinds.constants("methods", method)["TARGET"]
     if target != "label":
-        return asked, replace(asked, target="document" if target == "document" else asked.target)
+        return asked, replace(asked, target=asked.target if target == "answers" else target)
     head = "number" if task.goal.task == "regress" else "multi" if prepared.multi else "classes"
     trained = replace(asked, target="label", head=head, labels=labels if head != "number" else ())
     if head == "number":

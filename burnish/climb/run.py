@@ -9,12 +9,12 @@ from dataclasses import replace
 from burnish import store
 from burnish.artifact import Artifact
 from burnish.climb.judge import Point, judge, publish, question
-from burnish.climb.ladder import folder_of, ready, rungs_of
+from burnish.climb.ladder import ready, rungs_of
 from burnish.climb.rungs import make_points, make_prompted, make_trained
 from burnish.errors import Interrupted, TaskError
 from burnish.models.model import Model
-from burnish.records import Event, Report
-from burnish.task import Task
+from burnish.records import Event, Report, RungResult
+from burnish.task import Task, parts
 
 Say = Callable[[str, Event], None]
 
@@ -41,19 +41,26 @@ def climb(task: Task, again: bool, say: Say, seeds: int = 1, search: int = 0, cu
             loaded.append(Artifact("zero-shot", ladder.base, ladder.asked).model())
         return loaded[0]
 
+    tuned: dict[str, RungResult] = {}
+
+    def trained(rung: str) -> RungResult:
+        """The trained rung, made once: for itself, and for the rungs that ask its model."""
+        if rung not in tuned:
+            tuned[rung] = make_trained(ladder, rung, again, say, seeds, search)
+        return tuned[rung]
+
     results = []
     for rung in rungs:
         if store.stop_requested():
             raise Interrupted("Stopped; finished rungs are kept", str(ladder.folder), "give the same command again")
-        if folder_of(rung) == "adapters":
-            results.append(make_trained(ladder, rung, again, say, seeds, search))
-        else:
-            results.append(make_prompted(ladder, rung, again, say, model))
+        asks = bool(parts(rung)[0])
+        results.append(make_prompted(ladder, rung, again, say, model, trained) if asks else trained(rung))
     points: list[Point] = []
-    tuned = [item for item in results if folder_of(item.rung) == "adapters"]
     if curve and tuned:
-        chosen = question(ladder, [item for item in results if not item.skipped], say, model)
-        first = next((item for item in tuned if item.rung in chosen), tuned[0])
+        chosen = [
+            parts(rung)[1] for rung in question(ladder, [item for item in results if not item.skipped], say, model)
+        ]
+        first = next((item for item in tuned.values() if item.rung in chosen), next(iter(tuned.values())))
         points = [Point(first.rung, rows, artifact) for rows, artifact in make_points(ladder, first, say)]
     told = judge(ladder, results, ladder.rows("test"), "test", "climb", say, model, points)
     told = replace(told, seconds=round(time.monotonic() - clock, 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
@@ -26,6 +27,7 @@ from burnish.evaluate.curve import FEWEST, SHARES
 from burnish.models.model import Model
 from burnish.prompting._world import World
 from burnish.records import Event, Example, RungResult
+from burnish.task import parts
 from burnish.train.distributed import Ranks
 from burnish.train.tune import Job, tune
 
@@ -155,17 +157,42 @@ def train(job: Job, say: Say, watch: Callable[[Event], bool] = lambda event: Fal
     return result
 
 
-def make_prompted(ladder: Ladder, rung: str, again: bool, say: Say, model: Callable[[], Model]) -> RungResult:
-    """Choose one prompting (or frozen-feature) rung's recipe on validation rows; takes a finished one as it is."""
-    folder = ladder.rung_folder(rung)
-    module = kinds.load("prompting", rung)
-    reason = module.unfit(ladder.base.kind, ladder.task.goal.task, ladder.prepared.shape)
-    if reason:
+def unfit(ladder: Ladder, rung: str) -> str:
+    """Why a rung that asks makes no sense for this task; '' when it does."""
+    asks, trains = parts(rung)
+    reason = kinds.load("prompting", asks).unfit(ladder.base.kind, ladder.task.goal.task, ladder.prepared.shape)
+    if not reason and trains and ladder.trained.head != "language":
+        return f"method {ladder.method} trains {trains} a head that reads no prompt; set method.kind: sft"
+    return str(reason)
+
+
+def make_prompted(
+    ladder: Ladder,
+    rung: str,
+    again: bool,
+    say: Say,
+    model: Callable[[], Model],
+    trained: Callable[[str], RungResult],
+) -> RungResult:
+    """Choose one prompting (or frozen-feature) rung's recipe on validation rows; takes a finished one as it is.
+
+    model: the base.  trained: makes the rung whose model a stacked one asks; it is made anew when that one was.
+    """
+    folder, (asks, trains) = ladder.rung_folder(rung), parts(rung)
+    if reason := unfit(ladder, rung):
         return RungResult(rung, skipped=reason)
+    module = kinds.load("prompting", asks)
+    under, empty, on = RungResult(rung), Artifact(rung, ladder.base, ladder.asked), ""
+    if trains:
+        under = trained(trains)
+        empty = replace(artifacts.load(under.artifact), rung=rung)
+        on = hashlib.sha256((Path(under.artifact) / "artifact.json").read_bytes()).hexdigest()
     if again:
         _forget(folder)
     with store.locked(folder):
-        kept, own = finished(folder), ladder.task.rung_settings.get(rung, {})
+        kept, own = finished(folder), ladder.task.rung_settings.get(asks, {})
+        if kept is not None and artifacts.load(kept.artifact).facts.get("on", "") != on:
+            kept = None
         if kept is not None and hasattr(module, "stale"):
             recipe = artifacts.load(kept.artifact).recipe
             kept = None if module.stale(recipe, own, ladder.task.folder) else kept
@@ -173,7 +200,7 @@ def make_prompted(ladder: Ladder, rung: str, again: bool, say: Say, model: Calla
             say(rung, Event("phase", 0, 0.0, {"text": f"{rung}: already made"}))
             return kept
         say(rung, Event("phase", 0, 0.0, {"text": "choosing"}))
-        base = model()  # loaded once for all rungs, so it is in the cost of none
+        base = empty.model() if trains else model()  # the base is loaded once for all, so it is in the cost of none
         clock = time.monotonic()
 
         def tell(text: str) -> None:
@@ -181,7 +208,6 @@ def make_prompted(ladder: Ladder, rung: str, again: bool, say: Say, model: Calla
                 raise Interrupted("Stopped; finished rungs are kept", str(folder), "give the same command again")
             say(rung, Event("phase", 0, time.monotonic() - clock, {"text": text}))
 
-        empty = Artifact(rung, ladder.base, ladder.asked)
         world = World(
             predicting.answerer(empty, ladder.task.evaluate, base),
             ladder.rows("train"),
@@ -195,13 +221,22 @@ def make_prompted(ladder: Ladder, rung: str, again: bool, say: Say, model: Calla
         )
         with costs.peak() as peak:
             chosen = module.choose(world)
-        seconds = round(time.monotonic() - clock, 2)
-        facts = {"seconds": seconds, "columns": ladder.prepared.columns, **chosen.shown}
+        making = {"seconds": round(under.seconds + time.monotonic() - clock, 2), "tokens": 0, "memory": peak.bytes}
+        if trains:
+            before = under.cost["making"]
+            making |= {"tokens": before["tokens"], "memory": max(peak.bytes, before["memory"])}
+        facts = {**empty.facts, **({"on": on} if on else {}), "columns": ladder.prepared.columns, **chosen.shown}
+        facts["seconds"] = making["seconds"]
         made_artifact = replace(empty, recipe=chosen.recipe, facts=facts, tensors=chosen.tensors)
         artifacts.save(made_artifact, None, folder / "artifact")
-        cost = {"making": {"seconds": seconds, "tokens": 0, "memory": peak.bytes}}
-        made = str(folder / "artifact")
-        result = RungResult(rung, seconds=seconds, artifact=made, settings=dict(chosen.shown), cost=cost)
+        result = RungResult(
+            rung,
+            seconds=making["seconds"],
+            trained=under.trained,
+            artifact=str(folder / "artifact"),
+            settings={**under.settings, **chosen.shown},
+            cost={"making": making},
+        )
         store.write_json(folder / "result.json", result.to_json())
         return result
 

@@ -18,6 +18,7 @@ import yaml
 from burnish import kinds
 from burnish.evaluate import plain
 from burnish.records import Comparison, Report, RungResult, Score
+from burnish.task import trains
 
 PIPELINES = {
     "AutoModelForSequenceClassification": "text-classification",
@@ -168,9 +169,8 @@ def _what(report: Report, rung: RungResult, facts: Facts) -> str:
 
 
 def _results(report: Report, rung: RungResult) -> list[str]:
-    tuned = kinds.names("adapters")
     others = [
-        item for item in report.rungs if item.scores and not item.skipped and (item is rung or item.rung not in tuned)
+        item for item in report.rungs if item.scores and not item.skipped and (item is rung or not trains(item.rung))
     ]
     metrics = list(dict.fromkeys(score.metric for item in others for score in item.scores))
     rows = [

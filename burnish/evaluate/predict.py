@@ -40,8 +40,7 @@ def predict(
 ) -> Iterator[Prediction]:
     """One Prediction for each row, in order."""
     ready = answerer(artifact, settings, model)
-    prompted = artifact.rung in kinds.names("prompting")
-    rung = kinds.load("prompting", artifact.rung) if prompted else None
+    rung = kinds.load("prompting", artifact.prompting) if artifact.prompting else None
     for start in range(0, len(rows), CHUNK):
         chunk, clock = rows[start : start + CHUNK], time.monotonic()
         if rung is None:

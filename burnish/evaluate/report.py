@@ -18,13 +18,13 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from burnish import kinds
 from burnish.evaluate import charts, plain
 from burnish.evaluate.card import facts_of, usage
 from burnish.evaluate.confusion import WIDEST, confusion, reliability
 from burnish.evaluate.cost import break_even, money
 from burnish.evaluate.listings import Said, changes, nearest_to, wrong
 from burnish.records import Example, Prediction, Report, RungResult, Score
+from burnish.task import trains
 
 FIRST = 5  # rows of a list that stand open
 PAIRS = 15  # pairs of rungs whose rows are listed
@@ -175,8 +175,8 @@ def _tradeoff(ran: Sequence[RungResult], target: float | None, shown: str, curre
 
 def _break_evens(report: Report, ran: Sequence[RungResult]) -> list[str]:
     """Every trained rung against the best rung that is not, in words."""
-    tuned = [rung for rung in ran if rung.rung in kinds.names("adapters")]
-    asked = [rung for rung in ran if rung.rung not in kinds.names("adapters") and rung.rung != BASELINE]
+    tuned = [rung for rung in ran if trains(rung.rung)]
+    asked = [rung for rung in ran if not trains(rung.rung) and rung.rung != BASELINE]
     if not asked:
         return []
     found = [break_even(rung, best(asked)) for rung in tuned]
@@ -194,9 +194,9 @@ def _growth(learning: Mapping[str, Any]) -> Markup:
 def _pairs(report: Report, ran: Sequence[RungResult], said: Said) -> list[tuple[str, str]]:
     """Pairs of rungs to set side by side, that of the verdict first, the floor left out."""
     told = [rung for rung in ran if rung.rung in said and rung.rung != BASELINE]
-    names, tuned = [rung.rung for rung in told], kinds.names("adapters")
+    names = [rung.rung for rung in told]
     first = [(item.a, item.b) for item in report.comparisons if item.claim and {item.a, item.b} <= set(names)]
-    sides = [[rung for rung in told if (rung.rung in tuned) is trains] for trains in (False, True)]
+    sides = [[rung for rung in told if trains(rung.rung) is tuned] for tuned in (False, True)]
     first += [(best(sides[0]).rung, best(sides[1]).rung)] if not first and all(sides) else []
     return list(dict.fromkeys([*first, *combinations(names, 2)]))[:PAIRS]
 

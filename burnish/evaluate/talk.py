@@ -23,7 +23,7 @@ class Chat:
         self.turns: list[Message] = []
         self.sources: Sequence[str] = ()  # of the last answer's passages
         kind = "answers in classes" if artifact.contract.labels else "goes on from your text"
-        if artifact.contract.target in ("answers", "all") and not artifact.contract.labels:
+        if artifact.contract.target in ("answers", "all", "pairs") and not artifact.contract.labels:
             kind = "answers"
         self.describes = f"{artifact.base.name}, rung {artifact.rung}: {kind}"
 
@@ -52,7 +52,7 @@ class Chat:
     def _answer(self) -> Iterator[str]:
         ready, row = self.ready, Example("conversation", Where("typed"), tuple(self.turns))
         told = self.artifact
-        module = kinds.load("prompting", told.rung) if told.rung in kinds.names("prompting") else None
+        module = kinds.load("prompting", told.prompting) if told.prompting else None
         if module is not None and hasattr(module, "shown"):
             row = module.shown(ready, told.recipe, told.tensors, row)
         self.sources = row.meta.get("sources", ())
@@ -67,8 +67,9 @@ class Chat:
     def _read(self, text: str) -> str:
         row = Example("labelled", Where("typed"), text=text)
         artifact = self.artifact
-        if artifact.rung in kinds.names("prompting"):
-            told = kinds.load("prompting", artifact.rung).answer(self.ready, artifact.recipe, artifact.tensors, [row])
+        if artifact.prompting:
+            module = kinds.load("prompting", artifact.prompting)
+            told = module.answer(self.ready, artifact.recipe, artifact.tensors, [row])
         else:
             told = self.ready.answer([row])
         return spoken(next(iter(told)))

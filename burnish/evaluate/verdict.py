@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from burnish import kinds
+from burnish import task as tasks
 from burnish.evaluate.statistics import minimum_detectable, quantile
 from burnish.records import Comparison, Outcome, RungResult, Score, Verdict
 
@@ -114,12 +115,12 @@ def decide(
 
     goal: task, metric (not "auto") and target.  rungs: in order of cost.  n: test rows.
     reference: the rung that always gives the same answer: a floor, never recommended.
-    trained: names of the rungs that train weights; by default every adapter.
+    trained: names of the rungs that train weights; by default all that train anything.
     openings: how often these rows were opened, this time included; every p is multiplied by it (Bonferroni).
     With a target: the cheapest rung whose value reaches it.  Without one: the cheapest rung that is better than the
     floor and that no other rung beats, both by more than luck.
     """
-    trained = kinds.names("adapters") if trained is None else trained
+    trained = [rung.rung for rung in rungs if tasks.trains(rung.rung)] if trained is None else trained
     metric, target = str(goal["metric"]), goal.get("target")
     scores = {rung.rung: found for rung in rungs if not rung.skipped and (found := _of(rung, metric))}
     floor = scores.pop(reference, None)

@@ -26,6 +26,7 @@ from burnish.prompting._world import Chosen, World
 from burnish.records import Example, Prediction
 
 COST = 20
+STACKS = True  # also on a tuned model that has a language head
 MODELS = ("decoder",)
 POOL = 5000  # training rows kept to find near ones among
 MOST = 256  # demonstrations that `as many as fit` starts from

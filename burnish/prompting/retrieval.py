@@ -27,6 +27,7 @@ from burnish.prompting._world import Chosen, World
 from burnish.records import Example, Prediction
 
 COST = 22
+STACKS = True  # also on a tuned model that has a language head
 MODELS = ("decoder", "encoder-decoder")
 FORM = {"lead": "", "passage": "[{n}] {source}\n{text}", "separator": "\n\n"}
 
