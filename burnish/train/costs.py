@@ -247,4 +247,6 @@ def _pass(work: Work, load: Load, backward: bool, recompute: bool, machine: Mach
         told += fit.stream * times * work.element * side.widths * tokens / machine.stream
     new = _new_shapes(work, scaled(load, 1 / load.batches)) * load.batches * (1.0 if backward else 0.3)
     told += fit.compiling * new
-    return told + fit.calls * load.batches * shape.calls * machine.call * (1.0 if backward else 0.4)
+    forward_only = shape.idle if backward else shape.calls
+    calls = shape.calls - 0.6 * forward_only
+    return told + fit.calls * load.batches * calls * machine.call

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import nn
 
 from burnish import kinds
 from burnish.adapters import _lora
-from burnish.models import bottom, load
+from burnish.models import load
 from burnish.models.base import Base, Head
 from burnish.models.model import Model
 from burnish.task import Task
@@ -95,7 +95,6 @@ def shape(model: Model, small: bool = False, above: int = 0) -> Shape:
     hf, found = model.hf, _linears(model)
     times = _times(model, found)
     found = [layer for layer in found if layer.block < 0 or layer.block >= above]
-    skipped = bottom.stack(hf.base_model)[1][:above] if above else []
     reached = {side: _first(model, side) for side in ("ids", "source")}
     if reached["source"] != NOWHERE:  # whatever an encoder learns reaches it through the whole decoder
         reached["ids"] = 0
@@ -113,12 +112,19 @@ def shape(model: Model, small: bool = False, above: int = 0) -> Shape:
         linears,
         _side("ids", model, found, reached["ids"], times),
         _side("source", model, found, reached["source"], times),
-        (_leaves(hf) - sum(map(_leaves, skipped))) * times,
+        *(times * many for many in _calls(model, reached, above)),
     )
 
 
-def _leaves(module: nn.Module) -> int:
-    return sum(not list(item.children()) for item in module.modules())
+def _calls(model: Model, reached: Mapping[str, int], above: int) -> tuple[int, int]:
+    """How many layers are called, and how many of them lie under the first block that backward reaches."""
+    calls = idle = 0
+    for name, module in model.hf.named_modules():
+        numbered, side = re.search(r"\.(\d+)\.", f"{name}."), _side_of(model, name)
+        block = int(numbered[1]) if numbered else NOWHERE
+        if not list(module.children()) and not (side == "ids" and block < above):
+            calls, idle = calls + 1, idle + (block < reached[side])
+    return calls, idle
 
 
 def _side(side: At, model: Model, found: Sequence[_Found], reached: int, times: int) -> Side:

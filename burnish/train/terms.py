@@ -57,7 +57,7 @@ class Shape:
     """A model with its adapter, as far as cost goes.
 
     parameters, trained, quantised: numbers, shared ones once; quantised ones lie in 4 bits.  files: bytes on disk.
-    calls: layers called for a micro-batch.
+    calls: layers called for a micro-batch.  idle: those of them that no backward pass reaches.
     """
 
     parameters: int
@@ -68,6 +68,7 @@ class Shape:
     ids: Side
     source: Side = Side()
     calls: int = 0
+    idle: int = 0
 
     @property
     def multiplications(self) -> int:

@@ -16,7 +16,7 @@ from burnish.models.bottom import Bottom
 from burnish.records import Example, Where
 from burnish.tokens.batch import Batches
 from burnish.tokens.contract import Contract
-from burnish.train import checkpoint, describe, states, tune
+from burnish.train import checkpoint, costs, describe, states, tune
 from burnish.train.terms import Machine, Rows, Work
 
 TEXTS = ["Once there was a king.", "He had a fox.", "The fox had a tail, 9 feet long!", "So it was.", "And is."]
@@ -36,11 +36,12 @@ def job(tmp_path_factory, tmp_path, home):
     for split, some in (("train", rows[:3]), ("validation", rows[3:])):
         store.write_jsonl(tmp_path / "data" / f"{split}.jsonl", [row.to_json() for row in some])
 
-    def make(name="a", kind="llama", rung="partial", layers=1, **own):
+    def make(name="a", kind="llama", rung="partial", layers=1, targets=(), **own):
         found = base.inspect(str(tiny.folder(kind, tmp_path_factory)))
         told = {"epochs": 3, "batch_size": 2, "save_every": 2, "evaluate_every": 2, "dropout": 0.0} | own
         contract = Contract("write", "document", "document", "raw", "", 96, "split")
         asked = {"train": told, "goal": {"task": "write"}, "partial": {"layers": layers}}
+        asked["lora"] = {"targets": list(targets)}
         return tune.Job(
             task.resolve(asked), rung, found, contract, "selfsupervised", {},
             tmp_path / "data", tmp_path / name, {"run": "r"}, {},
@@ -94,6 +95,14 @@ def test_a_run_ends_in_the_same_weights(kind, precision, job, without, home):
     assert losses(events) == pytest.approx(losses(plain), rel=room, abs=0)
     for name, value in weights(mine).items():
         assert (value - theirs[name]).abs().max() <= room
+
+
+def test_lora_on_upper_layers_has_a_frozen_bottom_too(job, monkeypatch):
+    own = {"rung": "lora", "targets": ["layers.1.mlp.down_proj", "layers.1.self_attn.q_proj"]}
+    events = list(tune.tune(job(**own)))
+    assert next(event for event in events if event.kind == "started").numbers["needs"]["states"]["layers"] == 1
+    monkeypatch.setenv("BURNISH_STATES", "off")
+    assert losses(events) == pytest.approx(losses(tune.tune(job("plain", **own))), rel=1e-5, abs=0)
 
 
 def test_the_frozen_layers_run_once_a_row(job, monkeypatch):
@@ -282,3 +291,19 @@ def test_the_switch(tmp_path_factory, monkeypatch):
     assert "off" in choice(tmp_path_factory, 30)[0].reason
     monkeypatch.setenv("BURNISH_STATES", "on")
     assert choice(tmp_path_factory, 1)[0].splits == ("train", "validation")
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
+def test_a_plan_counts_what_only_runs_forward(kind, tmp_path_factory):
+    model = tiny.model(kind, "language", tmp_path_factory, "partial", layers=1)
+    below = bottom.stack(model.hf.base_model)[1][0]
+    many = sum(not list(module.children()) for module in below.modules())
+    whole, above = describe.shape(model), describe.shape(model, above=1)
+    assert (whole.idle, above.idle, above.calls) == (many, 0, whole.calls - many)
+    full = describe.shape(tiny.model(kind, "language", tmp_path_factory))
+    assert (full.idle, full.calls) == (0, whole.calls)
+    rows = Rows(*(np.full(100, 40) for _ in range(3)))
+    machine = Machine(1e10, 1e9, 1e12, FAST)
+    said = [costs.seconds(Work(shape, rows, rows, 10, 10, 1, 1, 4000), 1024, False, machine) for shape in (whole, full)]
+    assert said[0]["step"] < said[1]["step"]
+    assert said[0]["validation"] == said[1]["validation"]
