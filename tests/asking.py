@@ -13,7 +13,7 @@ import torch
 from burnish.generate.answer import Answerer
 from burnish.models import base, load
 from burnish.models.base import Head
-from burnish.records import Example, Message, Where
+from burnish.records import LETTERS, Example, Message, Where
 from burnish.tokens.contract import Contract
 from burnish.tokens.template import Template
 from burnish.tokens.tokenizer import Tokenizer
@@ -23,11 +23,12 @@ WORDS = ("sun", "rain", "fog", "snow", "wind", "hail", "mist", "dew")
 
 def contract(told: Tokenizer, goal: str = "classify", shape: str = "labelled", **own: Any) -> Contract:
     """How the tiny models are asked: plain turns, the whole context of 96 letters."""
-    labels = own.pop("labels", tiny.LABELS if goal == "classify" else ())
+    usual = {"classify": tiny.LABELS, "choose": tuple(LETTERS)}
+    labels = own.pop("labels", usual.get(goal, ()))
     multi = own.pop("multi", False)
     chosen = Template.choose(own.pop("template", "auto"), shape, told)
     target = own.pop("target", "document" if shape == "document" else "answers")
-    instruction = own.pop("instruction", "Name the mood.")
+    instruction = own.pop("instruction", "" if goal == "choose" else "Name the mood.")
     made = Contract(goal, shape, target, chosen.name, chosen.text, 96, "error", "language", labels, multi, instruction)
     return replace(made, **own)
 
@@ -65,6 +66,18 @@ def spoken(many: int = 10, seed: int = 0, shape: str = "prompt") -> list[Example
     ]
 
 
+def questions(many: int = 10, seed: int = 0, most: int = 4) -> list[Example]:
+    """Rows of two to `most` choices, some of which begin alike."""
+    draw = random.Random(seed)
+    told = []
+    for i in range(many):
+        choices = [f"{'so ' * draw.randint(0, 1)}{text(draw, 1)} {at}" for at in range(draw.randint(2, most))]
+        at = draw.randrange(len(choices))
+        turns = (Message("user", f"{text(draw)} {i}?"), Message("assistant", choices[at]))
+        told.append(Example("choices", Where("q.jsonl", i + 1), turns, label=LETTERS[at], choices=tuple(choices)))
+    return told
+
+
 def documents(many: int = 6, seed: int = 0, words: int = 40) -> list[Example]:
     draw = random.Random(seed)
     return [Example("document", Where(f"{i}.txt"), text=text(draw, words + i)) for i in range(many)]
@@ -74,11 +87,12 @@ def same(a: Sequence[Any], b: Sequence[Any], nll: bool = True) -> bool:
     """Whether predictions are equal but for how long they took, and float32 rounding; nll False: nor its likelihood."""
 
     def bare(row: Any) -> Any:
-        told = replace(row, seconds=0.0, nll=None, probabilities=None, number=None)
+        told = replace(row, seconds=0.0, nll=None, probabilities=None, number=None, loglikelihoods=None)
         return told if nll else replace(told, tokens=None, bytes=None)
 
     def numbers(row: Any) -> list[float]:
-        return [x for x in (row.number, row.nll if nll else None, *(row.probabilities or {}).values()) if x is not None]
+        many = (*(row.probabilities or {}).values(), *(row.loglikelihoods or ()))
+        return [x for x in (row.number, row.nll if nll else None, *many) if x is not None]
 
     def alike(x: Any, y: Any) -> bool:
         pairs = list(zip(numbers(x), numbers(y), strict=False))

@@ -162,9 +162,7 @@ def _continuations_seq2seq(
 ) -> list[np.ndarray]:
     """The encoder reads a prompt once for all its answers."""
     sides = [[_row(answer, len(answer)) for answer in own] for own in answers]
-    rows = [
-        replace(own[0], source=np.asarray(prompt, np.int32)) for prompt, own in zip(prompts, sides, strict=True)
-    ]
+    rows = [replace(own[0], source=np.asarray(prompt, np.int32)) for prompt, own in zip(prompts, sides, strict=True)]
     scores: dict[int, np.ndarray] = {}
     for group in by_budget(rows, max(budget // max(map(len, answers)), 1)):
         batch = collate([rows[i] for i in group], pad).to(model.device)

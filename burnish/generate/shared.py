@@ -4,8 +4,8 @@ In: a Model, the ids of rows, and which places are asked.  Out: logits at those 
 each row alone would give.  Every rung that prompts profits, because the prefix is found and not declared.
 
 Rows stand behind the prefix's keys and values and are padded right, so that what a row reads does not depend on its
-batch-mates; a row's answers of several tokens follow their prompt as the branches of one tree (tree attention; Miao et al.
-2023, SpecInfer, section 4).  Whether a model can be run so is tried once (`ability`), never assumed.
+batch-mates; a row's answers of several tokens follow their prompt as the branches of one tree (tree attention; Miao et
+al. 2023, SpecInfer, section 4).  Whether a model can be run so is tried once (`ability`), never assumed.
 """
 
 from __future__ import annotations

@@ -34,6 +34,7 @@ GOALS = {  # name: (goal, shape, rows, metric, keys of the contract)
     ),
     "numbers": ("regress", "labelled", lambda n, seed=0: asking.labelled(n, [1.0, 2.5], seed), "rmse", {}),
     "answers": ("answer", "prompt", asking.spoken, "rouge-l", {"instruction": ""}),
+    "choices": ("choose", "choices", asking.questions, "accuracy", {}),
     "chat": ("chat", "conversation", asking.spoken, "perplexity", {}),
     "documents": ("write", "document", lambda n, seed=0: asking.documents(n, seed, 20), "bits-per-byte", {}),
 }

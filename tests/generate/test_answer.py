@@ -253,6 +253,75 @@ def test_a_number_beyond_all_measure_is_no_number(tmp_path_factory):
     assert ready._read_text(replace(row, text="1e999", number=None)).problem == "no number in the answer"
 
 
+class TestOwnChoices:
+    """Choices that each row brings: ARC, HellaSwag and their like."""
+
+    @pytest.mark.parametrize("kind", BASES)
+    @pytest.mark.parametrize("template", ["plain", "raw", "spaced"])
+    def test_each_has_the_likelihood_by_plain_transformers_and_its_end_is_not_counted(
+        self, kind, template, tmp_path_factory
+    ):
+        ready = asking.answerer(kind, tmp_path_factory, "choose", "choices", template=template)
+        rows = asking.questions(6)
+        for row, told in zip(rows, ready.answer(rows), strict=True):
+            scores = []
+            for choice in row.choices:
+                whole = replace(row, messages=(*row.prompt, Message("assistant", choice)))
+                prompt, answer = asked(ready, whole)
+                while answer[-1] in ready.tokenizer.closing_ids:
+                    answer.pop()
+                scores.append(log_probability(ready, prompt, answer))
+            assert told.loglikelihoods == pytest.approx(scores, rel=1e-5, abs=2e-6)
+            assert told.label == "ABCD"[int(np.argmax(scores))]
+            shares = np.exp(scores) / np.exp(scores).sum()
+            assert list(told.probabilities.values()) == pytest.approx(shares, abs=1e-5)
+            assert list(told.probabilities) == list("ABCD"[: len(scores)])
+
+    @pytest.mark.parametrize("kind", ["llama", "gpt2", "t5"])
+    def test_neither_batch_size_nor_batch_mates_nor_order_matter(self, kind, tmp_path_factory):
+        ready = asking.answerer(kind, tmp_path_factory, "choose", "choices")
+        rows = asking.questions(12, most=6)
+        told = [item.loglikelihoods for item in ready.answer(rows)]
+        turned = [item.loglikelihoods for item in replace(ready, budget=40).answer(rows[::-1])][::-1]
+        single = [next(ready.answer([row])).loglikelihoods for row in rows]
+        for one, other, third in zip(told, turned, single, strict=True):
+            assert one == pytest.approx(other, rel=1e-6, abs=1e-6)
+            assert one == pytest.approx(third, rel=1e-6, abs=1e-6)
+
+    def test_the_question_runs_once_for_all_its_choices(self, tmp_path_factory):
+        ready = asking.answerer("llama", tmp_path_factory, "choose", "choices")
+        row = asking.questions(1)[0]
+        row = replace(row, choices=("fog", "fog or rain", "rain", "hail"))
+        next(ready.answer([row]))  # what the model can do is tried once
+        read = []
+        hook = ready.model.hf.get_input_embeddings().register_forward_hook(
+            lambda *told: read.append(told[1][0].numel())
+        )
+        next(ready.answer([row] * 1))
+        hook.remove()
+        prompt, said = ready.choice_ids(row)
+        nodes = {tuple(ids[:end]) for ids in said for end in range(1, len(ids))}
+        assert sum(read) < len(prompt) + len(nodes) + 4
+        assert sum(read) < (4 * len(prompt) + sum(map(len, said))) / 2
+
+    def test_a_long_question_is_shortened_and_what_cannot_be_read_is_that_rows_problem(self, tmp_path_factory):
+        ready = asking.answerer("llama", tmp_path_factory, "choose", "choices")
+        rows = asking.questions(4)
+        long = replace(rows[1], messages=(Message("user", "snow " * 60), rows[1].messages[1]))
+        bad = replace(rows[2], choices=("fog", "snow " * 40))
+        told = list(ready.answer([rows[0], long, bad, replace(rows[3], choices=())]))
+        assert [bool(row.problem) for row in told] == [False, False, True, True]
+        assert "A choice has" in told[2].problem
+        assert asking.same(told[:1], list(ready.answer(rows[:1])))
+        prompt, said = ready.choice_ids(long)
+        assert len(prompt) + max(map(len, said)) <= 96
+
+    def test_a_control_token_spelt_in_a_choice_stays_text(self, tmp_path_factory):
+        ready = asking.answerer("llama", tmp_path_factory, "choose", "choices")
+        row = replace(asking.questions(1)[0], choices=("fog", "fog </s>"))
+        assert ready.tokenizer.id("eos") not in ready.choice_ids(row)[1][1]
+
+
 class TestDocuments:
     @pytest.mark.parametrize("kind", tiny.DECODERS)
     def test_windows_give_the_sum_by_hand(self, kind, tmp_path_factory):

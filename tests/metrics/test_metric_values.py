@@ -151,6 +151,17 @@ def test_a_missing_likelihood_is_refused(nll):
         measure("perplexity", rows, [Prediction("", "", nll=nll, tokens=1)])
 
 
+def test_accuracy_norm_is_the_likeliest_for_its_length():
+    row = Example("choices", HERE, label="B", choices=("no", "a long answer"))
+    by_letter, by_length = ("accuracy", "accuracy-norm")
+    told = [Prediction("", "", label="A", loglikelihoods=(-4.0, -6.0))]
+    assert (measure(by_letter, [row], told, "ABC"), measure(by_length, [row], told, "ABC")) == (0, 1)
+    told = [Prediction("", "", label="B")]  # a floor has none
+    assert measure(by_length, [row], told, "ABC") == 1
+    told = [Prediction("", "", loglikelihoods=(-4.0, -6.0), problem="cut off")]
+    assert measure(by_length, [row], told, "ABC") == 0
+
+
 def test_exact_match_strips_and_composes_but_minds_case():
     rows = answers("café", "Yes", "no")
     assert measure("exact-match", rows, texts(" cafe\u0301\n", "yes", None)) == pytest.approx(1 / 3)

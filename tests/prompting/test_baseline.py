@@ -25,5 +25,19 @@ def test_every_class_that_more_than_half_of_the_rows_have(tmp_path_factory):
     assert said(tmp_path_factory, [("good",), ("bad",)], multi=True).label == ()
 
 
+def test_the_most_frequent_place_or_the_longest_choice(tmp_path_factory):
+    ready = asking.answerer("llama", tmp_path_factory, "choose", "choices")
+
+    def said(*rows):
+        told = [Example("choices", Where("q", i), label=label, choices=own) for i, (label, own) in enumerate(rows)]
+        made = baseline.choose(World(ready, told, [], "accuracy", {}))
+        asked = Example("choices", Where("q", 9), choices=("long one", "b"))
+        return made.recipe["always"], next(baseline.answer(ready, made.recipe, {}, [asked])).label
+
+    assert said(("B", ("aaa", "b")), ("B", ("aaa", "c")), ("A", ("aaa", "c"))) == ("B", "B")
+    assert said(("A", ("aaa", "b")), ("B", ("a", "bbb")), ("C", ("a", "b", "ccc"))) == ("longest", "A")
+    assert said(("C", ("aa", "b", "c")), ("C", ("a", "bb", "d"))) == ("C", "B")  # the last where there is no third
+
+
 def test_the_mean(tmp_path_factory):
     assert said(tmp_path_factory, [1.0, 2.0, 6.0], "regress").number == pytest.approx(3.0)
