@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-
 from burnish import artifact as artifacts
 from burnish import kinds, store
 from burnish.artifact import Artifact

@@ -253,15 +253,19 @@ def tradeoff(
         x = across.at(tick, left, right)
         parts += [_line(x, bottom, x, bottom + 5, "track"), _text(x, bottom + 20, _short(tick), "tick", _edge(x))]
     parts.append(_text(100, bottom + 40, f"{unit} per 1,000 requests", "tick", "end"))
+    spots = [(price, _height(up, score.value, top, bottom)) for _, price, score in points]
     for value, kind, told in (
         (target, "target", "target"),
         (floor.value if floor else None, "floor", "always the same"),
     ):
         if value is not None:
             y = _height(up, value, top, bottom)
+            near = [across.at(price, left + 2, right) for price, score in spots if abs(score - y) < 24]
+            free = not any(x > 55 for x in near) or any(x < 45 for x in near)  # the end where fewer names stand
+            x, anchor = (100.0, "end") if free else (left + 0.5, "start")
             parts += [
                 _line(left, y, 100, y, kind),
-                _text(100, y - 5, f"{told} {_short(round(value, 3))}", "goal", "end"),
+                _text(x, y - 5, f"{told} {_short(round(value, 3))}", "goal" if kind == "target" else "note", anchor),
             ]
     taken: list[tuple[float, float]] = []
     for rung, price, score in sorted(points, key=lambda point: -_height(up, point[2].value, top, bottom)):
@@ -283,11 +287,14 @@ def tradeoff(
     return _svg(bottom + 46, f"{points[0][2].metric} against {unit} per 1,000 requests: {told}", parts)
 
 
-def growth(points: Sequence[tuple[float, float]], law: Sequence[tuple[float, float]], metric: str) -> Markup:
-    """The metric by training rows (each step to the right doubles them), the fitted law going on to twice the data."""
-    rows = [row for row, _ in law] or [row for row, _ in points]
+def growth(points: Sequence[tuple[float, float]], law: Sequence[tuple[float, ...]], metric: str) -> Markup:
+    """The metric by training rows (each step to the right doubles them), the fitted law going on to twice the data.
+
+    law: (rows, value, low, high), the last two drawn as a band.
+    """
+    rows = [own[0] for own in law] or [row for row, _ in points]
     across = Axis(min(rows) / 1.1, max(rows) * 1.05, log=True)
-    up = axis([value for _, value in (*points, *law)], air=0.1)
+    up = axis([value for own in (*points, *law) for value in own[1:]], air=0.1)
     top, bottom, left = 12, 220, 10
     parts = []
     for tick in up.ticks(4):
@@ -298,7 +305,10 @@ def growth(points: Sequence[tuple[float, float]], law: Sequence[tuple[float, flo
         parts.append(_text(x, bottom + 20, _short(row), "tick", "middle"))
     last = across.at(max(rows), left + 2, 97)
     parts.append(_text(last, bottom + 20, "twice", "tick", "end"))
-    parts.append(_path([(across.at(x, left + 2, 97), _height(up, y, top, bottom)) for x, y in law], "law", bottom))
+    line_, low, high = (
+        [(across.at(own[0], left + 2, 97), _height(up, own[place], top, bottom)) for own in law] for place in (1, 2, 3)
+    )
+    parts += [_path([*low, *high[::-1]], "band", bottom), _path(line_, "law", bottom)]
     parts += [
         Markup('<circle cx="{}%" cy="{}" r="5" class="valid"/>').format(
             across.at(x, left + 2, 97), _height(up, y, top, bottom)

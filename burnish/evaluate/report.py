@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from itertools import combinations
@@ -64,7 +65,8 @@ def html(
     chosen = next((rung for rung in ran if rung.rung == shown), None)
     known, more = _data(report.data)
     goal, near = str(report.goal.get("task", "")), nearest_to(train)
-    headline, _, rest = _sentences(report.verdict.sentence)
+    headline, rest = _sentences(report.verdict.sentence)
+    metrics, alike = _metrics(ran)
     page: str = _template().render(
         report=report,
         goal=report.goal,
@@ -74,7 +76,8 @@ def html(
         shown=shown,
         first=FIRST,
         less=list(dict.fromkeys(score.metric for rung in ran for score in rung.scores if not score.higher)),
-        metrics=list(dict.fromkeys(score.metric for rung in ran for score in rung.scores)),
+        metrics=metrics,
+        alike=alike,
         ladder=charts.ladder(tested, target, shown, _costs(ran)) if tested else "",
         curves=[(rung, charts.losses(rung.rung, rung.curve, _best_step(rung))) for rung in report.rungs if rung.curve],
         matrices=sorted((item for item in matrices if item.counts), key=lambda item: item.rung != shown),
@@ -84,7 +87,7 @@ def html(
         tradeoff=_tradeoff(ran, target, shown, _currency(report)),
         currency=_currency(report),
         money=money,
-        costed=[rung for rung in ran if rung.cost.get("running")],
+        costed=[rung for rung in ran if rung.cost.get("running") and rung.rung != BASELINE],
         break_evens=_break_evens(report, ran),
         growth=_growth(report.learning),
         searches=[rung for rung in ran if rung.search],
@@ -115,6 +118,7 @@ def _template() -> Any:
         environment.filters[name] = getattr(plain, name)
     environment.filters["when"] = _when
     environment.globals["interval"] = plain.interval
+    environment.globals["trace"] = trace
     environment.globals["score_of"] = lambda rung, metric: next((x for x in rung.scores if x.metric == metric), None)
     environment.tests["table"] = lambda value: _is_list(value) and all(isinstance(item, Mapping) for item in value)
     environment.tests["list"] = _is_list
@@ -150,10 +154,55 @@ def _rank(score: Score) -> float:
     return -math.inf if math.isnan(score.value) else score.value if score.higher else -score.value
 
 
-def _sentences(told: str) -> tuple[str, str, str]:
-    """The first sentence, for the headline, and the rest."""
-    found = re.search(r"(?<=[.]) (?=[A-Z])", told)
-    return (told[: found.start()], " ", told[found.end() :]) if found else (told, "", "")
+def _sentences(told: str) -> tuple[str, str]:
+    """What is claimed, for the headline, and the rest: the figures after the first colon, and further sentences."""
+    found = re.search(r"[.] (?=[A-Z])|: ", told)
+    if not found:
+        return told, ""
+    rest = told[found.end() :]
+    return f"{told[: found.start()]}.", rest[:1].upper() + rest[1:]
+
+
+def _metrics(ran: Sequence[RungResult]) -> tuple[list[str], list[str]]:
+    """The metrics of a table, and those left out since each of their scores is that of a metric before."""
+    columns: dict[str, list[float | None]] = {}
+    alike = []
+    for name in dict.fromkeys(score.metric for rung in ran for score in rung.scores):
+        found = [next((s for s in rung.scores if s.metric == name), None) for rung in ran]
+        values = [None if s is None else round(s.value, 9) for s in found]
+        if values in columns.values():
+            alike.append(name)
+        columns.setdefault(name, values)
+    return [name for name in columns if name not in alike], alike
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A search as a table: what varied among the trials, and in words what did not."""
+
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    same: str
+
+
+def trace(search: Sequence[Mapping[str, Any]]) -> Trace:
+    """The trials in their order; scores stand in columns of their own."""
+    flat = [{own: cell for key, item in trial.items() for own, cell in _flat(str(key), item)} for trial in search]
+    keys = list(dict.fromkeys(key for trial in flat for key in trial))
+    heads = [key for key in keys if len(flat) == 1 or len({trial.get(key, "–") for trial in flat}) > 1]
+    same = ", ".join(f"{key} {flat[0][key]}" for key in keys if key not in heads and flat[0].get(key))
+    return Trace(tuple(heads), tuple(tuple(trial.get(key, "–") for key in heads) for trial in flat), same)
+
+
+def _flat(key: str, item: Any) -> list[tuple[str, str]]:
+    """(head, text) of one value of a trial; numbers by name become columns, switches and words one line."""
+    key = key.replace("_", " ")
+    if not isinstance(item, Mapping):
+        return [(key, plain.number(item) if isinstance(item, float) else plain.setting(item))]
+    if item and all(isinstance(own, float) for own in item.values()):
+        return [(f"{key.removesuffix('s')}, {name}", plain.number(own)) for name, own in item.items()]
+    words = [str(name) if own is True else f"{name} {str(own)!r}" for name, own in item.items() if own]
+    return [(key, ", ".join(words))]
 
 
 def _currency(report: Report) -> str:
@@ -187,7 +236,7 @@ def _growth(learning: Mapping[str, Any]) -> Markup:
     if not learning:
         return Markup("")
     points = [(float(point["rows"]), float(point["value"])) for point in learning["points"]]
-    law = [(float(x), float(y)) for x, y in learning["curve"]]
+    law = [tuple(float(own) for own in point) for point in learning["curve"]]
     return charts.growth(points, law, learning["metric"])
 
 
@@ -296,6 +345,7 @@ def _how(report: Report) -> list[str]:
     for way in dict.fromkeys(score.method for score in scores):
         metrics = ", ".join(dict.fromkeys(score.metric for score in scores if score.method == way))
         sure = plain.percent(next(score.confidence for score in scores if score.method == way))
+        metrics += " of rungs with several seeds" if way == "rows and seeds" else ""
         told.append(f"Intervals of {metrics}: {HOW_INTERVAL.get(way, way)}, two-sided, {sure}.")
     for test in dict.fromkeys(item.test for item in report.comparisons):
         told.append(f"Comparisons: {HOW_TEST.get(test, test)}; p is two-sided.")
@@ -308,6 +358,9 @@ def _how(report: Report) -> list[str]:
             "chosen before a test row was read. Its own p stands; of equal pairs 5 % are called different."
         )
     if any(rung.seeds for rung in report.rungs):
-        told.append("Rungs with several seeds show the mean over them; the artifact to use is that of the first seed.")
+        told.append(
+            "Scores of rungs with several seeds are the mean over them; rows, confusion and certainty are those of the "
+            "first seed, whose artifact is the one to use."
+        )
     told.append("Settings, prompts and the kept training step were chosen on validation rows; test rows only judged.")
     return told

@@ -79,7 +79,8 @@ def score(
     tables = [table(metric, examples, said, labels) for said in (predictions, *seeds)]
     module, n = _metric(metric), len(examples)
     if seeds:
-        found = statistics.components(_seeds(tables, module, resamples, seed), n, confidence=confidence)
+        own = _seeds(tables, module, resamples, seed)
+        found = statistics.components(own, n, confidence=confidence)
         worst, best = module.RANGE
         low, high = _widened(max(found.low, worst), min(found.high, best), module, n, confidence)
         return Score(metric, found.value, low, high, n, "rows and seeds", module.HIGHER, confidence)
@@ -227,6 +228,18 @@ def _proportions(a: str, b: str, a_rows: Rows, b_rows: Rows, confidence: float) 
     low, high = statistics.paired_difference(both, fixed, broken, neither, confidence)
     p = statistics.mcnemar_mid(fixed, broken)
     return Comparison(a, b, (fixed - broken) / n, low, high, p, p, n, "mcnemar", fixed, broken)
+
+
+def seeded(
+    metric: str,
+    examples: Sequence[Example],
+    said: Sequence[Sequence[Prediction]],
+    labels: Sequence[str] = (),
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Seeds:
+    """What one rung scores from each of its seeds, on all rows and on resamples of them (the same for every rung)."""
+    return _seeds([table(metric, examples, own, labels) for own in said], _metric(metric), resamples, seed)
 
 
 def _seeds(tables: Sequence[Rows], module: ModuleType, resamples: int, seed: int) -> Seeds:

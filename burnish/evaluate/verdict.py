@@ -25,6 +25,7 @@ TITLES = {
     "full": "full fine-tuning",
 }
 FLOOR = "always giving the same answer"
+FLOORS = {"choose": "choosing by place or length alone", "prefer": "choosing by length alone"}  # of goals that differ
 FEW = 10  # below this no interval deserves "met" or "not met"
 SMALL = 100  # below this a 95 % interval of a proportion is up to 0.2 wide: worth a note
 
@@ -55,6 +56,7 @@ class _Climb:
     reference: str
     higher: bool
     n: int
+    always: str = FLOOR  # what the floor does, in words
 
     def gain(self, better: str, than: str) -> _Gain | None:
         """How much `better` gains over `than`; None when the two were not compared."""
@@ -131,7 +133,7 @@ def decide(
     seen = [
         replace(item, p=min(1.0, item.p * openings), p_holm=min(1.0, item.p_holm * openings)) for item in comparisons
     ]
-    climb = _Climb(scores, floor, tuple(seen), reference, higher, n)
+    climb = _Climb(scores, floor, tuple(seen), reference, higher, n, FLOORS.get(str(goal.get("task")), FLOOR))
     if target is None:
         rung, outcome, sentence = _without_target(climb)
     else:
@@ -181,7 +183,7 @@ def _without_target(climb: _Climb) -> tuple[str, Outcome, str]:
     if unbeaten and (climb.n >= FEW or climb.floor is None):
         rung = unbeaten[0]
         score = climb.scores[rung]
-        over = f", against {_number(climb.floor.value, score.value)} for {FLOOR}" if climb.floor else ""
+        over = f", against {_number(climb.floor.value, score.value)} for {climb.always}" if climb.floor else ""
         choice = (
             "the cheapest rung that no other beats by more than luck"
             if len(climb.scores) > 1
@@ -194,7 +196,7 @@ def _without_target(climb: _Climb) -> tuple[str, Outcome, str]:
     open_ = climb.n < FEW or any(gain is None or gain.high > 0 for gain in gains)
     floor = f" against {_number(climb.floor.value, score.value)}" if climb.floor else ""
     why = f"the best, {_title(best)}, has {score.metric} {_told(score)}{floor}"
-    return "", "too few rows" if open_ else "not met", f"No rung is shown to be better than {FLOOR}: {why}."
+    return "", "too few rows" if open_ else "not met", f"No rung is shown to be better than {climb.always}: {why}."
 
 
 def _worth(climb: _Climb, trained: Collection[str]) -> str:
@@ -218,7 +220,7 @@ def _worth(climb: _Climb, trained: Collection[str]) -> str:
     over = climb.gain(tuned, climb.reference) if climb.floor else None
     if gain.value > 0 and over is not None and not (over.significant and over.value > 0):
         beaten = f"{named} improves {metric} over {_title(asked)} by {_number(gain.value)} ({gain})"
-        return f"Tuning is not shown to pay: {beaten}, but is not shown to be better than {FLOOR}."
+        return f"Tuning is not shown to pay: {beaten}, but is not shown to be better than {climb.always}."
     if gain.value > 0:
         return f"Tuning pays: {named} improves {metric} over {_title(asked)} by {_number(gain.value)} ({gain})."
     loss = replace(gain, value=-gain.value, low=-gain.high, high=-gain.low)
@@ -239,7 +241,8 @@ def _notes(
     metric = next(iter(climb.scores.values())).metric
     if (least := _detectable(climb, rung, trained)) is not None:
         notes.append(
-            f"With {climb.n} test rows a difference in {metric} under {least} cannot be told from luck (80 % power)."
+            f"With {climb.n} test rows a difference in {metric} under {least} cannot reliably be told "
+            "from luck (at that size 4 of 5 such tests find it)."
         )
     for name in climb.scores:
         gain = climb.gain(name, rung)
@@ -247,9 +250,9 @@ def _notes(
             notes.append(f"{_capital(_title(name))} and {_title(rung)} are within noise of each other ({gain}).")
     if target is not None and rung:
         if climb.floor and climb.at_least(climb.floor.value, target):
-            notes.append(f"{_capital(FLOOR)} reaches the goal too: the goal asks for nothing that was learned.")
+            notes.append(f"{_capital(climb.always)} reaches the goal too: the goal asks for nothing that was learned.")
         elif climb.floor and not climb.beats(rung, climb.reference):
-            notes.append(f"{_capital(_title(rung))} is not shown to be better than {FLOOR}.")
+            notes.append(f"{_capital(_title(rung))} is not shown to be better than {climb.always}.")
         sure = [
             name
             for name, score in climb.scores.items()

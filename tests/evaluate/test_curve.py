@@ -1,9 +1,10 @@
-"""A planted power law comes back, and what cannot be told is not told."""
+"""A planted power law comes back, what cannot be told is not told, and the interval covers rows and seeds."""
 
 import numpy as np
 import pytest
 
-from burnish.evaluate.curve import fit, learning
+from burnish.evaluate.curve import learning
+from burnish.evaluate.statistics import Seeds
 
 SIZES = (125, 250, 500, 1000)
 
@@ -12,53 +13,78 @@ def law(n, c=0.1, a=0.2, b=0.5):
     return c + a * (np.asarray(n, float) / 1000) ** -b
 
 
-def test_a_planted_law_comes_back():
-    c, a, b = fit(SIZES, law(SIZES)[None])
-    assert (c[0], a[0], b[0]) == pytest.approx((0.1, 0.2, 0.5), abs=0.02)
-
-
-def simulated(n, seed, sizes=SIZES, **own):
-    """Values and draws of an accuracy whose error follows a law, on n shared test rows."""
+def simulated(n, seed, wobble=0.0, seeds=1, **own):
+    """What trainings score whose error follows a law, give or take `wobble`, on n shared test rows."""
     random = np.random.default_rng(seed)
-    hard = random.random(n)
-    right = np.stack([hard > law(size, **own) for size in sizes], axis=1).astype(float)
-    right = np.where(random.random(right.shape) < 0.05, 1 - right, right)
-    draws = np.array([right[random.integers(0, n, n)].mean(0) for _ in range(300)])
-    return right.mean(0), draws
+    hard, drawn = random.random(n), random.multinomial(n, np.full(n, 1 / n), size=150) / n
+    points = []
+    for size in SIZES:
+        error = law(size, **own) + wobble * random.normal(size=seeds if size == SIZES[-1] else 1)
+        right = (hard[:, None] > error).astype(float)
+        right = np.where(random.random(right.shape) < 0.05, 1 - right, right)
+        points.append(Seeds(right.mean(0), drawn @ right))
+    return points
 
 
-def test_the_interval_holds_the_truth_about_as_often_as_it_says():
-    truth, inside = 0.9 * 0.2 * (1 - 2**-0.5), 0
-    for seed in range(60):
-        values, draws = simulated(800, seed)
-        found = learning("lora", "accuracy", SIZES, values, draws, True, 1.0)
-        inside += found.low <= truth <= found.high
-        assert found.low <= found.high
-    assert inside >= 51  # 95 % but for what the bounds on c, a and b push aside
+def found(points, **own):
+    return learning("lora", "accuracy", SIZES, points, True, 1.0, percent=True, **own)
+
+
+def test_a_planted_law_comes_back():
+    told = found(simulated(40_000, 0))
+    assert told.gain == pytest.approx(0.9 * 0.2 * (1 - 2**-0.5), abs=0.015)
+    assert told.curve[-1][0] == pytest.approx(2000)
+    assert all(low <= value <= high for _, value, low, high in told.curve)
+
+
+@pytest.mark.parametrize(("own", "wobble"), [({}, 0.02), ({"c": 0.02, "a": 0.15, "b": 0.2}, 0.01), ({"a": 0.0}, 0.02)])
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_the_interval_covers_rows_and_seeds(own, wobble, seeds):
+    law_ = {"a": 0.2, "b": 0.5, **own}
+    truth, inside = 0.9 * law_["a"] * (1 - 2 ** -law_["b"]), 0
+    for seed in range(40):
+        told = found(simulated(300, seed, wobble, seeds, **own))
+        inside += told.low <= truth <= told.high
+    assert inside >= 34  # 90 % less what 40 draws may miss (P < .06)
+
+
+def test_seeds_that_scatter_make_the_interval_wider():
+    calm, wild = simulated(2000, 3), simulated(2000, 3)
+    for points, spread in ((calm, 0.0), (wild, 0.06)):
+        last = points[-1]
+        shift = spread * np.array([-1.0, 0.0, 1.0])
+        points[-1] = Seeds(last.values + shift, last.draws + shift)
+    narrow, wide = found(calm), found(wild)
+    assert wide.high - wide.low > 1.2 * (narrow.high - narrow.low)
 
 
 def test_the_sentence_of_a_rising_curve():
-    values, draws = simulated(3000, 1)
-    found = learning("lora", "accuracy", SIZES, values, draws, True, 1.0, points=True)
-    assert found.sure
-    assert found.sentence.startswith("Twice the data would bring about +")
-    assert " points of accuracy (" in found.sentence
-    assert "from 125 to 1,000 training rows" in found.sentence
-    assert found.curve[-1][0] == pytest.approx(2000)
+    told = found(simulated(3000, 1))
+    assert told.sure
+    assert told.sentence.startswith("Twice the data would bring about +")
+    assert " points of accuracy (" in told.sentence
+    assert "95 % interval), judging by 4 trainings from 125 to 1,000 training rows" in told.sentence
 
 
 def test_a_flat_curve_cannot_be_told():
-    values, draws = simulated(300, 2, a=0.0, c=0.3)
-    found = learning("lora", "accuracy", SIZES, values, draws, True, 1.0, points=True)
-    assert not found.sure
-    assert found.sentence.startswith("Whether more data would help cannot be told")
+    told = found(simulated(300, 2, a=0.0, c=0.3))
+    assert not told.sure
+    assert told.low == 0
+    assert told.sentence.startswith("Whether more data would help cannot be told")
+
+
+def test_a_curve_that_gets_worse_cannot_be_told():
+    told = found(simulated(3000, 2)[::-1])
+    assert not told.sure
+    assert np.isfinite([told.gain, told.high, *(x for row in told.curve for x in row)]).all()
 
 
 def test_an_error_falls():
     random = np.random.default_rng(0)
     values = 3 * law(SIZES)
     draws = values * (1 + 0.02 * random.normal(size=(200, 1)) + 0.01 * random.normal(size=(200, 4)))
-    found = learning("lora", "rmse", SIZES, values, draws, False, 0.0)
-    assert found.sure
-    assert found.gain == pytest.approx(3 * 0.2 * (1 - 2**-0.5), rel=0.2)
-    assert "−" in found.sentence
+    points = [Seeds(values[i : i + 1], draws[:, i : i + 1]) for i in range(4)]
+    told = learning("lora", "rmse", SIZES, points, False, 0.0)
+    assert told.sure
+    assert told.low <= 3 * 0.2 * (1 - 2**-0.5) <= told.high
+    assert "−" in told.sentence
