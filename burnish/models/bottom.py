@@ -114,7 +114,8 @@ class Bottom:
         """A digest of what decides the states of a row besides its tokens: configuration and every frozen number."""
         digest = hashlib.sha256(f"{self.model.hf.config.to_json_string()} {self.depth}".encode())
         above = {id(item) for layer in self._layers[self.depth :] for item in (*layer.parameters(), *layer.buffers())}
-        for name, value in self.model.hf.base_model.state_dict(keep_vars=True).items():
+        body = self.model.hf.base_model
+        for name, value in (*body.named_parameters(), *body.named_buffers()):
             if id(value) not in above and not value.requires_grad:
                 digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
                 digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

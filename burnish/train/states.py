@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import shutil
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -114,6 +115,7 @@ def keep(bottom: Bottom, batches: Batches) -> Generator[Event, None, Batches]:
         if problem:
             text = f"running the {bottom.depth} frozen layers once"
             staged = folder / f".{FILE}.tmp"
+            _make_room(folder.parent, int(ends[-1]) * bottom.model.base.width * 4)
             (folder / cache.MANIFEST).unlink(missing_ok=True)
             try:
                 with staged.open("wb") as stream:
@@ -129,8 +131,20 @@ def keep(bottom: Bottom, batches: Batches) -> Generator[Event, None, Batches]:
                 cache.seal(folder, [FILE])
             finally:
                 staged.unlink(missing_ok=True)
-        os.utime(folder / cache.MANIFEST)
+        for name in (FILE, cache.MANIFEST):
+            os.utime(folder / name)
         return replace(batches, rows=Known(rows, folder / FILE, ends))
+
+
+def _make_room(root: Path, size: int) -> None:
+    """Remove the files used longest ago while, with `size` more bytes, all would take over the share of the disk."""
+    held = sorted(root.glob(f"*/{FILE}"), key=lambda path: path.stat().st_mtime)
+    taken = sum(path.stat().st_size for path in held)
+    room = SHARE * (shutil.disk_usage(root).free + taken)
+    for path in held:
+        if taken + size > room:
+            taken -= path.stat().st_size
+            shutil.rmtree(path.parent)
 
 
 class Stopped(Exception):

@@ -92,6 +92,7 @@ def needs(verdict: str = "fits") -> dict[str, Any]:
     told: dict[str, Any] = {name: figure(value) for name, value in exact.items()}
     told |= {"seconds": figure(600.0, 0.2), "cpu": figure(3e9, 0.1), "gpu": figure(0.0), "disk": figure(80e6, 0.05)}
     told |= {"micro_tokens": 1024, "recompute": verdict != "fits", "verdict": verdict, "room": 21e9, "remedies": []}
+    told |= {"states": {}}
     if verdict != "fits":
         text = "limit rows to 512 tokens, which leaves out 7 of 300 training rows"
         override = ["data.max_length=512", "data.too_long=drop"]
@@ -106,7 +107,8 @@ def plan(task: str = "", *, rung: str = "", set: Sequence[str] = ()) -> dict[str
         row = {"rung": "lora", "name": "Llama 3.1 8B", "parameters": 8_030_261_248, "peak": 19e9}
         return {"largest": [row, row | {"rung": "full", "name": "", "parameters": 0}], "room": 21e9, "row": 512}
     rungs = {"lora": needs(), "full": needs("does not fit" if rung == "full" else "tight")}
-    return {"base": "burnish-tiny", "method": "sft", "rungs": rungs, "ok": rung != "full"}
+    told = {"base": "burnish-tiny", "method": "sft", "rungs": rungs, "stacked": {}}
+    return told | {"ok": rung != "full"}
 
 
 def climb(

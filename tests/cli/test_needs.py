@@ -34,6 +34,18 @@ def test_a_rung_that_does_not_fit_is_followed_by_what_would() -> None:
     assert any("activations made again" in line for line in lines)
 
 
+def test_what_runs_once_is_said_and_why_not(monkeypatch) -> None:
+    plain = fake.needs
+
+    def frozen(reason: str) -> list[str]:
+        saved = {"layers": 4, "splits": [] if reason else ["train"], "bytes": 35e6, "seconds": 12.0, "reason": reason}
+        monkeypatch.setattr(fake, "needs", lambda *told: plain(*told) | {"states": saved})
+        return [line.strip() for line in told("t.yaml") if "frozen" in line]
+
+    assert frozen("")[0] == "the 4 frozen layers run once (train): 12 s saved, 35 MB on disk"
+    assert frozen("dropout")[0] == "the 4 frozen layers run in every pass: dropout"
+
+
 def test_without_a_task_the_largest_bases_are_named() -> None:
     lines = told("")
     assert any("lora" in line and "Llama 3.1 8B" in line and "8,030,261,248" in line for line in lines)

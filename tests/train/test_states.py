@@ -16,7 +16,7 @@ from burnish.models.bottom import Bottom
 from burnish.records import Example, Where
 from burnish.tokens.batch import Batches
 from burnish.tokens.contract import Contract
-from burnish.train import checkpoint, costs, describe, states, tune
+from burnish.train import checkpoint, costs, describe, optim, states, tune
 from burnish.train.terms import Machine, Rows, Work
 
 TEXTS = ["Once there was a king.", "He had a fox.", "The fox had a tail, 9 feet long!", "So it was.", "And is."]
@@ -172,6 +172,17 @@ def test_a_full_disk_keeps_nothing_and_goes_on(job, without, home, monkeypatch):
     assert not list(home.glob("cache/*/.states*"))
     assert checkpoint.identity_of(mine.folder / "checkpoints")["states"] == ["train"]
     assert losses(events) == pytest.approx(losses(without()[0]), rel=1e-5, abs=0)
+
+
+def test_older_files_make_room(job, home, monkeypatch):
+    list(tune.tune(job(batch_size=2)))
+    first = kept(home)
+    taken = sum(path.stat().st_size for path in first)
+    monkeypatch.setattr(states, "SHARE", taken * 1.5 / shutil.disk_usage(home).free)
+    monkeypatch.setattr(states, "saving", lambda *told: states.Saving(1, ("train",)))
+    list(tune.tune(job("b", precision="bf16" if optim.precision("auto", torch.device("cpu")) == "fp32" else "fp32")))
+    assert len(kept(home)) < 3
+    assert set(kept(home)) - set(first)
 
 
 @pytest.mark.parametrize("how", ["flip", "cut"])
