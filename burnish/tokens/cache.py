@@ -176,17 +176,18 @@ class Rows(Sequence[Tokens]):
         parts = {name: values[ends[i - 1] if i else 0 : ends[i]] for name, (values, ends) in self._columns.items()}
         label = self._labels[i] if self._labels else None
         segments = parts.get("segments")
-        told = [parts[name].tobytes().decode("utf-8", "surrogatepass") for name in ("example", "where")]
+        example, where = (parts[name].tobytes().decode("utf-8", "surrogatepass") for name in ("example", "where"))
         other = [parts.get(f"rejected-{name}") for name in PAIRED]
         return Tokens(
             parts["ids"],
             parts["weights"],
-            *told,
+            example,
+            where,
             parts.get("source"),
             np.asarray(label, np.float32) if isinstance(label, list) else label,
             None,
             segments if segments is not None and len(segments) else None,
-            rejected=None if other[0] is None or other[1] is None else Tokens(other[0], other[1], *told, other[2]),
+            rejected=None if other[0] is None or other[1] is None else Tokens(other[0], other[1], example, where, other[2]),
         )
 
 
