@@ -187,7 +187,9 @@ class Rows(Sequence[Tokens]):
             np.asarray(label, np.float32) if isinstance(label, list) else label,
             None,
             segments if segments is not None and len(segments) else None,
-            rejected=None if other[0] is None or other[1] is None else Tokens(other[0], other[1], example, where, other[2]),
+            rejected=None
+            if other[0] is None or other[1] is None
+            else Tokens(other[0], other[1], example, where, other[2]),
         )
 
 
