@@ -143,11 +143,12 @@ def launch(
     from burnish import store
     from burnish import task as tasks
     from burnish.train import launch
+    from burnish.train.slurm import script
 
     launch.Cluster(devices, nodes, 0, "host:1").checked()
     words = [task, "--rung", rung, *(part for key in set for part in ("--set", key)), *(["--shard"] if shard else [])]
     if slurm:
-        text = launch.slurm(words, f"{tasks.read(task, set).name}-{rung}", devices, nodes, limit)
+        text = script(words, f"{tasks.read(task, set).name}-{rung}", devices, nodes, limit)
     else:
         alone = shlex.join(["burnish", "train", *words, "--devices", str(devices)])
         more = [f" --nodes {nodes} --node-rank {node} --rendezvous HOST:29500" for node in range(nodes)]

@@ -11,10 +11,8 @@ machines hold a connection (rendezvous port + 1) whose end is noticed like the d
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import selectors
-import shlex
 import signal
 import socket
 import subprocess
@@ -26,16 +24,10 @@ from typing import Any
 
 from burnish import store
 from burnish.errors import BurnishError, Interrupted, TaskError, TrainError
+from burnish.train.peers import AGAIN, Peer, heard, meet
 
 GRACE = 5.0  # seconds for the others to end by themselves once one has failed, so that the first cause is known
 TICK = 0.2  # seconds between looks at what no file descriptor tells
-MEETING = 600.0  # seconds that machines wait for one another at the start
-SILENCE = (
-    ("TCP_KEEPIDLE", 5),
-    ("TCP_KEEPINTVL", 5),
-    ("TCP_KEEPCNT", 3),
-)  # a machine without power is missed after 20 s
-AGAIN = "give the same command again to go on; the last checkpoint is intact"
 
 Say = Callable[[Mapping[str, Any]], None]
 
@@ -84,7 +76,7 @@ def run(command: Sequence[str], cluster: Cluster, logs: Path, say: Say) -> None:
     """
     logs.mkdir(parents=True, exist_ok=True)
     host, _, port = cluster.rendezvous.rpartition(":") if cluster.nodes > 1 else ("127.0.0.1", "", str(_free_port()))
-    peers = _meet(cluster, host, int(port) + 1) if cluster.nodes > 1 else []
+    peers = meet(cluster.node, cluster.nodes, cluster.size, host, int(port) + 1) if cluster.nodes > 1 else []
     children: list[Child] = []
     try:
         for local in range(cluster.devices):
@@ -122,7 +114,7 @@ class Child:
         """What it has told since, an error aside, which is remembered; None when it tells no more."""
         assert self.process.stdout is not None
         data = os.read(self.process.stdout.fileno(), 1 << 16)
-        lines, self.rest = _lines(self.rest + data)
+        lines, self.rest = heard(self.rest + data)
         self.error = next((line["error"] for line in lines if "error" in line), self.error)
         return [line for line in lines if "error" not in line] if data else None
 
@@ -155,40 +147,6 @@ class Child:
             return TrainError(f"Rank {self.rank} ended with exit code {code}", str(self.log), AGAIN)
         kind = {130: Interrupted, 2: BurnishError}.get(code, TrainError)
         return kind(self.error["what"], self.error["where"], self.error["do"])
-
-
-@dataclass
-class Peer:
-    """The watcher of another machine.  gone: it has said goodbye."""
-
-    node: int
-    line: socket.socket
-    rest: bytes = b""
-    gone: bool = False
-
-    def hear(self) -> BurnishError | None:
-        """Whether something failed there."""
-        try:
-            data = self.line.recv(1 << 16)
-        except OSError:
-            data = b""
-        told, self.rest = _lines(self.rest + data)
-        for line in told:
-            if "failed" in line:
-                return TrainError(str(line["failed"]), f"machine {self.node}: {line.get('where', '')}", AGAIN)
-            self.gone = self.gone or "done" in line
-        if not data and not self.gone:
-            return TrainError(f"Machine {self.node} is gone", f"{self.line}", AGAIN)
-        return None
-
-    def tell(self, value: Mapping[str, Any]) -> None:
-        with contextlib.suppress(OSError):
-            self.line.sendall(json.dumps(value).encode() + b"\n")
-
-
-def _lines(data: bytes) -> tuple[list[dict[str, Any]], bytes]:
-    whole, _, rest = data.rpartition(b"\n")
-    return [json.loads(line) for line in whole.splitlines() if line.startswith(b"{")], rest
 
 
 def _start(command: Sequence[str], rank: int, variables: Mapping[str, str], logs: Path) -> Child:
@@ -257,74 +215,3 @@ def _free_port() -> int:
     with socket.socket() as trial:
         trial.bind(("127.0.0.1", 0))
         return int(trial.getsockname()[1])
-
-
-def _meet(cluster: Cluster, host: str, port: int) -> list[Peer]:
-    """Connect the watchers: every machine with node 0."""
-    until = time.monotonic() + MEETING
-    if cluster.node == 0:
-        with socket.create_server(("", port)) as door:
-            peers: list[Peer] = []
-            while len(peers) < cluster.nodes - 1:
-                door.settimeout(max(until - time.monotonic(), 0.1))
-                try:
-                    line, _ = door.accept()
-                except TimeoutError:
-                    raise TrainError(
-                        f"{cluster.nodes - 1 - len(peers)} machines did not come within {MEETING / 60:.0f} minutes",
-                        cluster.rendezvous,
-                        "start the same command on each, with its own --node-rank",
-                    ) from None
-                told = json.loads(line.makefile().readline() or "{}")
-                if told.get("size") == cluster.size:
-                    peers.append(Peer(told["node"], _alive(line)))
-            return peers
-    while True:
-        try:
-            line = socket.create_connection((host, port), timeout=10)
-            break
-        except OSError as problem:
-            if time.monotonic() > until:
-                raise TrainError(f"The first machine does not answer: {problem}", cluster.rendezvous, AGAIN) from None
-            time.sleep(1)
-    peer = Peer(0, _alive(line))
-    peer.tell({"node": cluster.node, "size": cluster.size})
-    return [peer]
-
-
-def _alive(line: socket.socket) -> socket.socket:
-    line.settimeout(None)
-    line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in SILENCE:
-        if hasattr(socket, name):
-            line.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-    return line
-
-
-SLURM = """#!/bin/bash
-#SBATCH --job-name={name}
-#SBATCH --nodes={nodes}
-#SBATCH --ntasks-per-node=1
-#SBATCH --gpus-per-node={devices}
-#SBATCH --time={time}
-#SBATCH --signal=TERM@120
-#SBATCH --requeue
-#SBATCH --open-mode=append
-#SBATCH --output=%x-%j.log
-# Written by `burnish launch`.  Adjust partition, account and cpus for your cluster, then: sbatch THIS_FILE
-# A requeued or repeated job goes on from its newest checkpoint.  BURNISH_HOME, task, data and base must lie on a
-# file system that all machines share.
-set -euo pipefail
-export BURNISH_HOME={home}
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-port=$((20000 + SLURM_JOB_ID % 20000))
-srun --kill-on-bad-exit=1 bash -c 'exec "$@" --node-rank "$SLURM_NODEID"' burnish \\
-  {command} --nodes "$SLURM_NNODES" --rendezvous "$head:$port"
-"""
-
-
-def slurm(words: Sequence[str], name: str, devices: int, nodes: int, limit: str) -> str:
-    """An sbatch script that runs `burnish train` on whole machines; nothing is submitted."""
-    command = shlex.join(["burnish", "train", *words, "--devices", str(devices)])
-    home = shlex.quote(str(store.home().absolute()))
-    return SLURM.format(name=store.slug(name), nodes=nodes, devices=devices, time=limit, home=home, command=command)

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from burnish import store, workflow
 from burnish.errors import CheckpointError, Interrupted, TaskError, TrainError
 from burnish.tokens.batch import Batches
-from burnish.train import checkpoint, distributed, launch
+from burnish.train import checkpoint, distributed, launch, slurm
 from burnish.train.distributed import Ranks
 
 HERE = Path(__file__).parent
@@ -275,7 +275,7 @@ def test_what_cannot_be_a_cluster_is_refused(cluster: launch.Cluster) -> None:
 
 
 def test_the_slurm_script_is_a_script(tmp_path: Path) -> None:
-    script = launch.slurm(["my task.yaml", "--rung", "lora"], "My Task", 8, 4, "01:00:00")
+    script = slurm.script(["my task.yaml", "--rung", "lora"], "My Task", 8, 4, "01:00:00")
     done = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     for part in ("--nodes=4", "--gpus-per-node=8", "--time=01:00:00", "--job-name=my-task", "'my task.yaml'"):
