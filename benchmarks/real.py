@@ -24,7 +24,7 @@ from burnish.records import Event, Report
 
 EVERY = [
     *("baseline", "zero-shot", "few-shot", "retrieval", "nearest-neighbour", "linear-probe", "prompt-tuning", "lora"),
-    *("qlora", "partial", "full", "few-shot+prompt-tuning"),
+    *("qlora", "partial", "full", "few-shot+lora"),
 ]
 SPECTRUM = {
     "every-sst2": {

@@ -220,7 +220,7 @@ def key(bottom: Bottom, rows: Sequence[Tokens], budget: int) -> str:
 def _code() -> str:
     """What changes when the code behind a forward pass does: ours, and the libraries'."""
     here = Path(bottoms.__file__).parent
-    files = sorted([Path(batching.__file__), *here.glob("*.py"), *here.glob("*.cpp")])
+    files = sorted([Path(batching.__file__), *here.glob("*.py"), *here.glob("*.?pp")])
     libraries = [f"{name} {version(name)}" for name in ("torch", "transformers")]
     digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
     return " ".join([platform.processor(), *libraries, *digests])
