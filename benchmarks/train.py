@@ -8,6 +8,7 @@ failed ones with their reason.  Speed is real tokens a second over the steps aft
 and not handed back on both sides.  `*-memory` reads peak memory with the same packs and activations recomputed by all;
 `learned-*` trains a small model to its end with three seeds and judges it (benchmarks/learned.py).  --out keeps each
 measurement as it is made; --resume goes on from there, tries failed ones again, and only prints where nothing is left.
+Others' work and stolen time stand beside each, and a product's speed, measured when it ends.
 A setting of an engine is tried by ENGINE:key=value, e.g. `--engines trl-best,trl-best:attention=sdpa`.
 
 TRL and transformers are `pip install trl peft datasets`.  LLaMA Factory and LitGPT want older libraries and are run by
@@ -21,6 +22,7 @@ with "Could not load this library"; only images and sounds need them).  Neither 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -39,6 +41,7 @@ from engines.job import Job, fingerprint, run
 ROWS, LONGEST, PACK, PACKS = 512, 1022, 1024, 6  # rows drawn; longest row; tokens a pack; packs an optimizer step
 MEAN = 174  # tokens of a row
 SEEDS = 3  # of what is learned
+FLOPS = {"lora": 0.55e9, "full": 0.77e9}  # of products a real token of the 135m model: the matrix-multiply floor
 SIZES = {  # Llama architectures with random weights
     "135m": {"hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3},
     "1b": {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8},
@@ -85,8 +88,8 @@ ENGINES: dict[str, dict[str, Any]] = {  # file of engines/, what it is, its sett
     },
     "trainer": {
         "module": "huggingface",
-        "about": "transformers' Trainer: 8 padded rows of like length, bf16",
-        "how": HF | {"attention": "sdpa", "packed": False, "rows": 8},
+        "about": "transformers' Trainer: 4 padded rows of like length, bf16",
+        "how": HF | {"attention": "sdpa", "packed": False, "rows": 4, "alike": True},
         "classifies": True,
     },
     "llamafactory": {
@@ -98,7 +101,7 @@ ENGINES: dict[str, dict[str, Any]] = {  # file of engines/, what it is, its sett
     "litgpt": {
         "module": "litgpt",
         "about": "LitGPT: rows of like length, bf16-true for LoRA, bf16-mixed for full",
-        "how": {"packed": False, "rows": 1},
+        "how": {"packed": False, "rows": 8, "alike": True},
         "python": "BURNISH_PEER_LITGPT",
     },
 }
@@ -162,8 +165,8 @@ def given(folder: Path, name: str) -> dict[str, Any]:
 def engine(name: str) -> dict[str, Any]:
     """An engine's entry; NAME:key=value+key=value overrides its settings.
 
-    >>> engine("litgpt:rows=8")["how"]
-    {'packed': False, 'rows': 8}
+    >>> engine("litgpt:rows=1")["how"]
+    {'packed': False, 'rows': 1, 'alike': True}
     """
     name, _, own = name.partition(":")
     how = dict(ENGINES[name]["how"])
@@ -195,7 +198,7 @@ def measure(name: str, job: Job, threads: int, limit: float) -> dict[str, Any]:
     environment = os.environ | ({} if job.recompute else keep)
     environment |= {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "0"}
     python = os.environ.get(engine(name).get("python", ""), sys.executable)
-    others = busy()
+    others, stolen = busy(), busy("steal")
     command = [python, __file__, "--one", json.dumps(asdict(job))]
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=limit)
@@ -206,22 +209,24 @@ def measure(name: str, job: Job, threads: int, limit: float) -> dict[str, Any]:
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if not lines:
         why = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        if done.returncode < 0:
+            why = f"killed by signal {-done.returncode}" + (", out of memory?" if done.returncode == -9 else "")
         return {"failed": f"{why} (exit code {done.returncode})", "said": done.stderr[-2000:]}
     told = json.loads(lines[-1][7:])
     wanted = fingerprint([ids for ids, _, _ in job.read()], job.pad)
     if told["data"] != wanted:
         return {"failed": f"it had other rows: tokens and sum of ids {told['data']}, not {wanted}"}
     rates = {"rate": told["tokens"] / told["seconds"], "work": told["tokens"] / told["worked"]}
-    return {**told, **rates, "others": busy() - others - told["cpu"]}
+    return {**told, **rates, "others": busy() - others - told["cpu"], "stolen": busy("steal") - stolen}
 
 
-def busy() -> float:
-    """Seconds of work of all processes of this machine so far."""
+def busy(kind: str = "work") -> float:
+    """Seconds of work of all processes of this machine so far, or those that its host took away (steal)."""
     path = Path("/proc/stat")
     if not path.exists():
         return 0.0
-    user, nice, system = (int(item) for item in path.read_text().split("\n")[0].split()[1:4])
-    return (user + nice + system) / os.sysconf("SC_CLK_TCK")
+    told = [int(item) for item in path.read_text().split("\n")[0].split()[1:9]]
+    return (told[7] if kind == "steal" else sum(told[:3])) / os.sysconf("SC_CLK_TCK")
 
 
 def versions() -> dict[str, str]:
@@ -259,10 +264,14 @@ class Kept:
         if self.path and self.path.exists():
             if not resume:
                 raise SystemExit(f"{path} is there already; --resume goes on with it, or name another file")
-            for line in self.path.read_text().splitlines():
-                row = json.loads(line)
-                if "failed" not in row["told"]:
-                    self.rows[tuple(row["key"])] = row["told"]
+            text = self.path.read_text()
+            for line in text.splitlines():
+                with contextlib.suppress(json.JSONDecodeError):  # cut short when it was written
+                    row = json.loads(line)
+                    if "failed" not in row["told"]:
+                        self.rows[tuple(row["key"])] = row["told"]
+            if not text.endswith("\n"):
+                self.path.write_text(text + "\n")
 
     def put(self, key: tuple[Any, ...], told: dict[str, Any]) -> None:
         """Keep one measurement."""
@@ -303,7 +312,8 @@ def _shown(row: dict[str, Any]) -> str:
         return f"failed: {row['failed'][:150]}"
     return (
         f"{row['rate']:.0f} tokens/s ({row['work']:.0f} a processor second), peak {row['memory'] / 1e9:.2f} GB, "
-        f"first step after {row['first']:.1f} s, others' work {row['others']:.0f} s"
+        f"first step after {row['first']:.1f} s, others' work {row['others']:.0f} s, stolen {row['stolen']:.0f} s, "
+        f"a product {row['gemm'] / 1e9:.0f} GFLOP/s"
         + (f", held-out loss {row['curve'][-1]:.4f}" if row["curve"] else "")
     )
 
@@ -317,7 +327,7 @@ def table(name: str, rounds: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
             middle, first = (statistics.median(row[key] for row in good) for key in ("rate", "first"))
             peak = max(row["memory"] for row in good) / 1e9
             print(f"  {item:13} {middle:6.0f} tokens/s  rounds {rates}  peak {peak:.2f} GB  first step {first:.1f} s")
-            print(f"  {'':13} {good[0]['facts']}")
+            print(f"  {'':13} {good[0]['facts']}{_floor(name, good)}")
         else:
             print(f"  {item:13} failed: {found[-1]['failed']}")
     told: dict[str, Any] = {"tokens_per_second_ratio": {}, "peak_memory_ratio": {}, "final_loss_difference": {}}
@@ -338,6 +348,15 @@ def table(name: str, rounds: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     return told
 
 
+def _floor(name: str, rows: list[dict[str, Any]]) -> str:
+    """Which share of the matrix-multiply floor a case's rate is, where its arithmetic has been counted."""
+    case = CASES[name]
+    if case.get("size") != "135m" or case.get("classify") or case.get("recompute"):
+        return ""
+    share = statistics.median(row["rate"] * FLOPS[case["adapter"]] / row["gemm"] for row in rows)
+    return f"; {share:.0%} of the matrix-multiply floor"
+
+
 def main() -> int:
     read = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     read.add_argument("--rounds", type=int, default=5)
@@ -354,8 +373,9 @@ def main() -> int:
     if told.one:
         print("RESULT " + json.dumps(run(Job(**json.loads(told.one)))), flush=True)
         return 0
-    print("\n".join(f"{name}: {value}" for name, value in versions().items()), flush=True)
     kept, results, ends = Kept(told.out, told.resume), {}, {}
+    kept.put(("versions",), versions())
+    print("\n".join(f"{name}: {value}" for name, value in versions().items()), flush=True)
     counts = [int(item) for item in str(told.threads).split(",")]
     with tempfile.TemporaryDirectory() as folder:
         for name in told.cases.split(","):

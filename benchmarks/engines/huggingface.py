@@ -1,8 +1,8 @@
 """TRL's SFTTrainer and transformers' Trainer, as they come and set up as well as they can be on this machine.
 
-how: trainer "trl" or "transformers"; attention; packed; rows a micro-batch where not packed; weights (dtype of frozen
-weights); recompute; plugged: with Burnish's attention and fused steps.  Neither of the packed forms needs a line of
-Burnish: TRL packs by itself, the Trainer gets packs through transformers' DataCollatorWithFlattening.
+how: trainer "trl" or "transformers"; attention; packed; rows a micro-batch where not packed, alike: of like length;
+weights: dtype of frozen weights; recompute; plugged: with Burnish's attention and fused steps.  TRL packs by itself;
+the Trainer gets packs through transformers' DataCollatorWithFlattening.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ def train(job: Job, clock: Clock) -> None:
         "seed": job.seed,
         "per_device_train_batch_size": 1 if packed else how["rows"],
         "gradient_accumulation_steps": job.packs if packed else job.accumulate(how["rows"]),
+        "train_sampling_strategy": "group_by_length" if how.get("alike") else "random",
     }
 
     def counted(parent: type) -> type:
@@ -109,9 +110,8 @@ def train(job: Job, clock: Clock) -> None:
                 pairs = zip(items[0]["input_ids"], items[0]["labels"], strict=True)
                 return flat([{"input_ids": one, "labels": other} for one, other in pairs])
 
-        alike = {} if packed else {"train_sampling_strategy": "group_by_length"}
         data = datasets.Dataset.from_dict({"input_ids": ids, "labels": labels})
-        made = counted(Trainer)(hf, TrainingArguments(**common, **alike), train_dataset=data, data_collator=collate)
+        made = counted(Trainer)(hf, TrainingArguments(**common), train_dataset=data, data_collator=collate)
     if how.get("plugged"):
         from burnish.models import quicken
 
@@ -122,9 +122,8 @@ def train(job: Job, clock: Clock) -> None:
         return held_loss(lambda ids: plain(input_ids=ids).logits, held)
 
     clock.judge = logits
-    layout = f"packs of {job.pack}" if packed else f"{how['rows']} padded rows{'' if trl else ' of like length'}"
     clock.facts = (
-        f"{made.model.config._attn_implementation} attention, {layout}, {kinds_of(made.model.parameters())} "
+        f"{made.model.config._attn_implementation} attention, {job.layout}, {kinds_of(made.model.parameters())} "
         f"(autocast bfloat16), recomputed {recompute}"
     )
     clock.watch()

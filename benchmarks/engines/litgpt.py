@@ -82,7 +82,7 @@ def train(job: Job, clock: Clock) -> None:
     def begun(*told: Any, **named: Any) -> Any:  # made after the loader was drawn from for nothing, before the loop
         reading.append(True)
         clock.facts = (
-            f"PyTorch's attention, {micro} row{'s' if micro > 1 else ''} a micro-batch, not packed, "
+            f"PyTorch's attention, {job.layout}, "
             f"{kinds_of(seen[0].parameters())}{'' if job.lora else ' (autocast bfloat16)'}, recomputed False"
         )
         return throughput(*told, **named)

@@ -1,7 +1,8 @@
 """LLaMA Factory's supervised fine-tuning, by `run_exp`, the function behind `llamafactory-cli train`.
 
 how: attention "eager" or "sdpa" (its flash_attn disabled or sdpa); packed: its neat_packing, which keeps documents
-apart.  Its own preparation, packs, collator and trainer run; only "text to ids" is replaced by the ids of the rows.
+apart; else rows a micro-batch, alike: of like length.  Its own preparation, packs, collator and trainer run; only "text
+to ids" is replaced by the ids of the rows.
 """
 
 from __future__ import annotations
@@ -78,6 +79,7 @@ def train(job: Job, clock: Clock) -> None:
             "use_cpu": not torch.cuda.is_available(),
             "per_device_train_batch_size": 1 if packed else job.how["rows"],
             "gradient_accumulation_steps": job.packs if packed else job.accumulate(job.how["rows"]),
+            "train_sampling_strategy": "group_by_length" if job.how.get("alike") else "random",
             "max_steps": job.steps,
             "learning_rate": job.rate,
             "lr_scheduler_type": "cosine",
@@ -105,8 +107,7 @@ def _meet(trainer: Any, clock: Clock, recompute: bool) -> None:
         return held_loss(lambda ids: plain(input_ids=ids, use_cache=False).logits, held)
 
     clock.judge = judge
-    layout = f"neat packs of {job.pack}" if job.how["packed"] else f"{job.how['rows']} padded rows"
     clock.facts = (
-        f"{model.config._attn_implementation} attention, {layout}, {kinds_of(model.parameters())} (autocast bfloat16), "
-        f"recomputed {recompute}"
+        f"{model.config._attn_implementation} attention, {job.layout}, {kinds_of(model.parameters())} "
+        f"(autocast bfloat16), recomputed {recompute}"
     )

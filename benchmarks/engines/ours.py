@@ -67,7 +67,7 @@ def train(job: Job, clock: Clock) -> None:
     )
     clock.judge = lambda held: held_loss(_plain(job, made, adapter), held)
     clock.facts = (
-        f"attention per document, packs of {job.pack}, {kinds_of(made.hf.parameters())} "
+        f"attention per document, {job.layout}, {kinds_of(made.hf.parameters())} "
         f"(arithmetic {str(precision).removeprefix('torch.')}, masters float32), recomputed {job.recompute}"
     )
     for event in loop.fit(run):

@@ -50,8 +50,8 @@ def test_a_clock_counts_what_follows_the_first_step_and_then_stops(bench: Module
 
 
 def row(number: int, rate: float, memory: float = 1e9) -> dict[str, Any]:
-    told = {"round": number, "rate": rate, "work": rate, "memory": memory, "first": 1.0, "others": 0.0}
-    return told | {"facts": "", "curve": []}
+    told = {"round": number, "rate": rate, "work": rate, "memory": memory, "first": 1.0, "others": 0.0, "stolen": 0.0}
+    return told | {"facts": "", "curve": [], "gemm": 4e11}
 
 
 def test_a_failed_round_is_shown_and_the_others_are_compared_with_their_own_round(
@@ -91,8 +91,11 @@ def test_what_is_kept_is_not_measured_again_but_what_failed_is(
     assert asked == ["ours", "trl-best", "trl-best", "ours"]  # who begins changes
     with pytest.raises(SystemExit, match="resume"):
         bench.Kept(path, resume=False)
+    with open(path, "a") as file:
+        file.write('{"key": ["lora", 1')  # cut short
     found = bench.rounds_of("lora", told, 1, tmp_path, bench.Kept(path, resume=True))
     assert asked[4:] == ["trl-best"]
+    assert len(bench.Kept(path, resume=True).rows) == 4
     assert not any("failed" in item for items in found.values() for item in items)
 
 
@@ -106,7 +109,7 @@ def test_an_engine_runs_only_where_it_is_comparable(bench: ModuleType, monkeypat
 
 
 def test_a_setting_of_an_engine_is_overridden_and_an_unknown_one_refused(bench: ModuleType) -> None:
-    assert bench.engine("trainer:attention=eager+rows=4")["how"]["rows"] == 4
+    assert bench.engine("trainer:attention=eager+rows=2")["how"]["rows"] == 2
     assert bench.engine("trainer:attention=eager")["how"]["attention"] == "eager"
     assert bench.ENGINES["trainer"]["how"]["attention"] == "sdpa"
     with pytest.raises(SystemExit, match="atention"):
