@@ -183,17 +183,21 @@ class Encoding:
         return ids[len(prompt) :]
 
     def choice_ids(self, messages: Sequence[Message], choices: Sequence[str]) -> tuple[list[int], list[list[int]]]:
-        """(prompt_ids of these turns, ids of each choice as it goes on from there, its end of turn left out)."""
+        """(prompt_ids of these turns, ids of each choice as it goes on from there, its end of turn left out).
+
+        What the template writes before any answer (empty thoughts) is prompt; a space before it is the choice's.
+        """
         before = render(self.template, messages, self.tokenizer, generation_prompt=True)
         if self.kind == "encoder-decoder":
             size = len(self.tokenizer.suffix)
             said = [self.tokenizer.encode_plain(choice) for choice in choices]
             return [*self.lead, *self._source(before)], [ids[: len(ids) - size] for ids in said]
-        lead, edge, told = self._answer_lead(), len(before.text), []
+        start, told = f"{before.text}{self._answer_lead()}", []
+        edge = max(len(start.rstrip(" ")), len(before.text))
         for choice in choices:
-            start, end = edge + len(lead), edge + len(lead) + len(choice)
-            guarded = (*before.guarded, *([(start, end)] if self.tokenizer.spells_control(choice) else []))
-            whole = Rendered(f"{before.text}{lead}{choice}", ((edge, end, 1.0),), guarded)
+            end = len(start) + len(choice)
+            guarded = (*before.guarded, *([(len(start), end)] if self.tokenizer.spells_control(choice) else []))
+            whole = Rendered(f"{start}{choice}", ((edge, end, 1.0),), guarded)
             ids, places = _aligned(whole, end, self.tokenizer)
             told.append(ids[places[edge] :])
         return [*self.lead, *ids[: places[edge]]], told

@@ -22,6 +22,7 @@ class Made:
     """An artifact as far as batch use looks at it."""
 
     rung: str = "lora"
+    prompting: str = ""
     facts: dict[str, Any] = field(default_factory=lambda: {"columns": {"prompt": "q", "completion": "a"}})
     folder: Path | None = None
     recipe: dict[str, Any] = field(default_factory=dict)
@@ -106,6 +107,22 @@ def test_an_old_output_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(write(tmp_path / "in.csv", "a", "stop"), out)
     assert out.read_text() == "old"
+
+
+def test_a_picked_choice_is_told_by_letter_and_word_with_every_log_likelihood(tmp_path, monkeypatch) -> None:
+    def answer(rows: list[Example]) -> Iterator[Prediction]:
+        for row in rows:
+            yield Prediction(row.id, str(row.where), label="B", probabilities={"B": 0.9}, loglikelihoods=(-3.0, -0.5))
+
+    monkeypatch.setattr(batch, "answerer", lambda artifact, settings: SimpleNamespace(answer=answer))
+    columns = {"columns": {"question": "q", "choices": ["o1", "o2"], "letter": "a"}}
+    made = Made(facts=columns, contract=SimpleNamespace(shape="choices", labels=()))
+    (tmp_path / "in.csv").write_text("q,o1,o2\nWhat falls?,sun,rain\nWhat shines?,,rain\n")
+    assert run(tmp_path / "in.csv", tmp_path / "out.csv", made)["problems"] == 1
+    first, second = read(tmp_path / "out.csv")
+    assert (first["prediction"], first["choice"], first["loglikelihoods"]) == ("B", "rain", "[-3.0, -0.5]")
+    assert (second["prediction"], second["choice"]) == ("", "")
+    assert "choice A is empty" in second["problem"]
 
 
 def test_documents_get_their_likelihood_and_no_empty_answer() -> None:

@@ -236,3 +236,12 @@ def test_a_claim_about_another_rung_than_the_best_says_who_chose_it(claimed, sai
     pairs = [versus("few-shot", name, 0.28) for name in ("lora", "full")]
     told = judge([FLOOR, FEW, LORA, FULL], [dataclasses.replace(item, claim=item.b == claimed) for item in pairs])
     assert ("(chosen by validation rows, before the test)" in told.sentence) is said
+
+
+@pytest.mark.parametrize(
+    ("task", "words"), [("classify", "always giving the same answer"), ("choose", "place or length")]
+)
+def test_the_floor_is_named_for_what_it_does(task, words):
+    goal = {"task": task, "metric": "accuracy", "target": None}
+    rungs = [FLOOR, rung("few-shot", 0.32)]
+    assert words in decide(goal, rungs, [versus("baseline", "few-shot", 0.01, p=0.9)], 172, trained=TRAINED).sentence

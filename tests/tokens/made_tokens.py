@@ -185,7 +185,7 @@ CHATS = {
 }
 TRIMS = ("llama-2", "llama-3", "gemma")
 BOS = {"llama-3": "<|begin_of_text|>", "gemma": "<bos>", "llama-2": "<s>", "mistral": "<s>"}
-OWN = {name: (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8") for name in ("plain", "raw")}
+OWN = {name: (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8") for name in ("plain", "raw", "spaced")}
 
 
 def template(name: str) -> Template:

@@ -69,7 +69,7 @@ def test_a_conversation_too_long_is_a_problem(ours: Tokenizer, policy: str, seve
     assert told.do
 
 
-@pytest.mark.parametrize("name", [*CHATS, "plain", "raw"])
+@pytest.mark.parametrize("name", [*CHATS, "plain", "raw", "spaced"])
 @pytest.mark.parametrize("limit", [50, 60, 97])
 def test_cut_prompt_keeps_the_structure_and_the_whole_answer(name: str, limit: int, tmp_path: Path) -> None:
     tokenizer = tokenizer_for(name, tmp_path)
@@ -268,6 +268,28 @@ def test_an_answer_from_another_prompt_is_refused(ours: Tokenizer) -> None:
         told.answer_ids(turns, told.prompt_ids([Message("user", "c")]))
     context = [replace(turn, weight=0.0) for turn in turns]  # weights do not matter to what an answer is
     assert told.answer_ids(context, told.prompt_ids(turns[:1])) == ours.encode("b<|endoftext|>")
+
+
+@pytest.mark.parametrize("name", [*CHATS, "plain", "raw", "spaced"])
+def test_choices_are_the_answers_of_the_same_rows_without_their_end(ours: Tokenizer, name: str) -> None:
+    told = encoding(ours, template(name))
+    asked = (Message("user", "Where does the heron wait?"),)
+    said = ("by the river", "by the river, late", "in <|endoftext|>", "今天")
+    prompt, choices = told.choice_ids(asked, said)
+    opened = told.prompt_ids(asked)
+    assert prompt[: len(opened)] == opened
+    for text, ids in zip(said, choices, strict=True):
+        whole = [*opened, *told.answer_ids((*asked, Message("assistant", text)), opened)]
+        assert whole[: len(prompt) + len(ids)] == [*prompt, *ids]
+        assert not ours.decode(whole[len(prompt) + len(ids) :]).strip()
+        assert ours.decode(ids, special=True).strip() == text
+
+
+def test_choices_of_an_encoder_decoder_are_written_by_its_decoder(seq2seq: Tokenizer) -> None:
+    told = encoding(seq2seq, RAW, kind="encoder-decoder")
+    prompt, choices = told.choice_ids((Message("user", "the capital"),), ("Paris", "capital"))
+    assert prompt == seq2seq.encode_plain("the capital")
+    assert choices == [seq2seq.encode_plain("Paris"), seq2seq.encode_plain("capital")]
 
 
 # --- encoder-decoder ---

@@ -14,14 +14,14 @@ from burnish.tokens.encode import RowProblem
 from burnish.tokens.template import Template, render
 from burnish.tokens.tokenizer import Tokenizer
 
-EVERY = [*CHATS, "plain", "raw"]
+EVERY = [*CHATS, "plain", "raw", "spaced"]
 TALKS = conversations()
 
 
 def spoken(name: str, messages: list[Message]) -> str:
     """What the model should write, by hand: every answer and the token that ends it."""
     end = {"llama-2": " </s>", "llama-3": "<|eot_id|>", "gemma": "<end_of_turn>", "mistral": "</s>", "zephyr": "</s>"}
-    end |= {"plain": "<|endoftext|>", "raw": "<|endoftext|>"}
+    end |= dict.fromkeys(("plain", "raw", "spaced"), "<|endoftext|>")
     told = []
     for i, turn in enumerate(messages):
         if turn.role == "assistant":
@@ -29,7 +29,7 @@ def spoken(name: str, messages: list[Message]) -> str:
             text = " " + text if name == "llama-2" else text
             if name == "qwen3" and i == len(messages) - 1:
                 text = "<think>\n\n</think>\n\n" + text.lstrip("\n")
-            told.append(text + end.get(name, "<|im_end|>"))
+            told.append(" " * (name == "spaced") + text + end.get(name, "<|im_end|>"))
     return "".join(unicodedata.normalize("NFC", text) for text in told)
 
 
@@ -77,7 +77,7 @@ def test_bos_stands_once_where_it_is_declared_and_nowhere_else(chat: tuple[str, 
             assert ids.count(bos) == 1
 
 
-@pytest.mark.parametrize("own", ["plain", "raw"])
+@pytest.mark.parametrize("own", ["plain", "raw", "spaced"])
 @pytest.mark.parametrize("declared", ["", "<s>"])
 def test_burnish_templates_write_bos_where_the_models_texts_begin_with_it(
     own: str, declared: str, tmp_path: Path
