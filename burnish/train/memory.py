@@ -7,6 +7,7 @@ estimate can be wrong, and a neighbour can take memory in the middle of a night'
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import sys
 from collections.abc import Callable, Generator, Iterator
@@ -19,6 +20,7 @@ import torch
 from burnish.records import Event
 
 T = TypeVar("T")
+M_MMAP_THRESHOLD = -3  # of glibc's mallopt
 SIGNS = (  # of allocators that raise a plain RuntimeError
     "can't allocate memory",
     "not enough memory",
@@ -81,3 +83,13 @@ def guarded(room: int = 0) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def give_back() -> None:
+    """Have freed blocks of 2 MB and more go back to the system at once (with glibc; elsewhere nothing happens).
+
+    Layers that are fetched and forgotten in turn leave gaps between what stays, and glibc, which raises its limit to 32
+    MB by itself, keeps them: 0.8 GB of a rank's 2.5 at a base of 1.6 GB (docs/log.md).
+    """
+    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2 << 20)

@@ -133,6 +133,8 @@ def cut(model: Model, device: torch.device, precision: torch.dtype) -> None:
     Of weights that are still in their files each rank reads its rows only (of what transformers has to make from other
     tensors, all, one tensor after the other).
     """
+    if device.type == "cpu":
+        memory.give_back()
     for value in model.parameters():
         if value.is_floating_point():
             value.data = value.data.to(torch.float32 if value.requires_grad else precision)

@@ -80,7 +80,9 @@ def test_memory_stays_near_the_share(
         assert told["loaded"] - told["now"] < 230e6
 
 
-@pytest.mark.parametrize("rung", ["partial", pytest.param("full", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "rung", ["partial", pytest.param("full", marks=pytest.mark.slow), pytest.param("qlora", marks=pytest.mark.slow)]
+)
 def test_a_cut_model_is_saved_in_parts(
     rung: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
