@@ -28,7 +28,7 @@ from typing import Any
 import train
 from engines.job import Clock, Enough, Job, peak_memory
 
-PAIRS, BATCH, PACK, WORDS = 8, 8, 2048, 49152  # pairs for each step; pairs a step; tokens a pack
+BATCH, PACK = 8, 2048  # pairs a step; tokens a pack
 ENGINES: dict[str, dict[str, Any]] = {
     "ours": {"shared": True},
     "ours-apart": {"shared": False},
@@ -38,13 +38,13 @@ ENGINES: dict[str, dict[str, Any]] = {
 Pair = tuple[list[int], list[int], list[int]]  # prompt, chosen, rejected
 
 
-def drawn(count: int) -> list[Pair]:
-    """Random ids of the lengths of hh-rlhf: log-normal."""
+def drawn(count: int, words: int) -> list[Pair]:
+    """Random ids below `words` in the lengths of hh-rlhf: log-normal."""
     import numpy as np
 
     draw = np.random.default_rng(0)
     sizes = np.clip(draw.lognormal(np.log([130, 55, 55]), [0.7, 0.75, 0.75], (count, 3)).astype(int), 4, 600)
-    return [tuple(draw.integers(4, WORDS, size).tolist() for size in row) for row in sizes]  # type: ignore[misc]
+    return [tuple(draw.integers(4, words, size).tolist() for size in row) for row in sizes]  # type: ignore[misc]
 
 
 def ours(job: Job, clock: Clock, pairs: list[Pair]) -> dict[str, Any]:
@@ -169,7 +169,7 @@ def trl(job: Job, clock: Clock, pairs: list[Pair]) -> dict[str, Any]:
 
 def one(job: Job) -> None:
     """One engine, in a process of its own: every step reads BATCH pairs that no other step reads."""
-    clock, pairs = Clock(job), drawn(PAIRS * job.steps)
+    clock, pairs = Clock(job), drawn(BATCH * job.steps, train.INNER[Path(job.model).name][1])
     told = (ours if "shared" in job.how else trl)(job, clock, pairs)
     told |= {"memory": peak_memory()}
     counted = clock.told()
@@ -192,7 +192,7 @@ def measure(name: str, model: Path, steps: int, threads: int) -> dict[str, Any]:
     command = [sys.executable, __file__, "--one", json.dumps(vars(job))]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    return json.loads(lines[-1][7:]) if lines else {"failed": (done.stderr.strip().splitlines() or ["?"])[-1]}
+    return json.loads(lines[-1][7:]) if lines else {"failed": done.stderr[-2000:]}
 
 
 def main() -> int:
@@ -201,6 +201,7 @@ def main() -> int:
     read.add_argument("--steps", type=int, default=2, help="counted optimizer steps, after one that is not")
     read.add_argument("--engines", default="ours,ours-apart,trl-best,trl-default")
     read.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    read.add_argument("--size", default="135m", help=", ".join(train.SIZES))
     read.add_argument("--json", action="store_true")
     read.add_argument("--one", help=argparse.SUPPRESS)
     told = read.parse_args()
@@ -212,7 +213,7 @@ def main() -> int:
     names = told.engines.split(",")
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as folder:
-        model = train.build(Path(folder), "135m")
+        model = train.build(Path(folder), told.size)
         for number in range(told.rounds):
             for name in names[number % len(names) :] + names[: number % len(names)]:
                 row = measure(name, model, told.steps, told.threads)
@@ -239,7 +240,7 @@ def main() -> int:
 
 def _shown(row: dict[str, Any]) -> str:
     if "failed" in row:
-        return f"failed: {row['failed'][:150]}"
+        return f"failed: {row['failed'][-300:]}"
     return f"{row['rate']:.0f} tokens/s, with the reference {row['epoch']:.0f}, peak {row['memory'] / 1e9:.2f} GB"
 
 
