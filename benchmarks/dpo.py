@@ -226,7 +226,11 @@ def main() -> int:
             continue
         results["loss"][name] = statistics.mean(row["loss"] for _, row in whole)
         if name != "ours":
-            for key, of in (("tokens_per_second_ratio", "rate"), ("epoch_ratio", "epoch"), ("peak_memory_ratio", "memory")):
+            for key, of in (
+                ("tokens_per_second_ratio", "rate"),
+                ("epoch_ratio", "epoch"),
+                ("peak_memory_ratio", "memory"),
+            ):
                 results[key][name] = statistics.median(mine[of] / row[of] for mine, row in whole)
             print(
                 f"  ours / {name}: steps {results['tokens_per_second_ratio'][name]:.2f}, with the reference "

@@ -42,12 +42,7 @@ def weight(batch: Batch) -> float:
 
 
 def loss(outputs: Outputs, batch: Batch, settings: Settings) -> Tensor:
-    """Sum over pairs of the loss in nats.
-
-    >>> margin = torch.tensor([0.0, 1.0, 2.0])
-    >>> preference(margin, Settings())
-    tensor([0.6931, 0.3133, 0.1269])
-    """
+    """Sum over pairs of the loss in nats; a pair's likelihoods are sums over its answers' tokens."""
     said, counts = answers(outputs, batch)  # (P, 2)
     ratio = said - batch.extras["reference"].to(said.dtype)
     if settings.loss == "ipo":
@@ -61,8 +56,11 @@ def loss(outputs: Outputs, batch: Batch, settings: Settings) -> Tensor:
 
 
 def preference(margin: Tensor, settings: Settings) -> Tensor:
-    """Minus log-probability that the chosen answer wins by this margin, or that it was taken for the other one."""
+    """Minus log-probability that the chosen answer wins by this margin, or that it was taken for the other one.
+
+    >>> from torch import tensor
+    >>> preference(tensor([0.0, 1.0, 2.0]), Settings())
+    tensor([0.6931, 0.3133, 0.1269])
+    """
     wrong = settings.label_smoothing
     return -(1 - wrong) * logsigmoid(margin) - wrong * logsigmoid(-margin)
-
-

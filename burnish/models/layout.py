@@ -121,7 +121,9 @@ class Spans:
         stop = min(at + BLOCK, last - first)
         if causal:
             end = start + before + stop
-        return self._group([(first + at, first + stop, start, end)], rounded(stop - at), rounded(end - start), before + at)
+        return self._group(
+            [(first + at, first + stop, start, end)], rounded(stop - at), rounded(end - start), before + at
+        )
 
     def _group(self, bounds: Sequence[tuple[int, int, int, int]], long: int, wide: int, offset: int = 0) -> Group:
         query = torch.stack([self._range(a, a + long).clamp_max(b - 1) for a, b, _, _ in bounds])

@@ -156,7 +156,11 @@ OWN = [(method, item.name) for method in METHODS for item in kinds.settings("met
 def test_every_setting_changes_something(method, name, tmp_path_factory):
     """Somewhere among the models a method trains: `span` means nothing to a decoder."""
     item = next(item for item in kinds.settings("methods", method) if item.name == name)
-    other = {name: ast.literal_eval(item.type.removeprefix("Literal"))[-1] if item.high is None else (item.default + item.high) / 2}
+    other = {
+        name: ast.literal_eval(item.type.removeprefix("Literal"))[-1]
+        if item.high is None
+        else (item.default + item.high) / 2
+    }
 
     def losses(own):
         for case, head, target, kind in tiny.PAIRINGS:

@@ -79,7 +79,13 @@ def test_a_transcript_becomes_turns_of_which_only_the_last_is_learned() -> None:
 
 
 def test_an_input_and_a_system_turn_belong_to_the_prompt() -> None:
-    row = {"instruction": "Translate.", "input": "Reiher", "system": "Be brief.", "chosen": "heron", "rejected": "egret"}
+    row = {
+        "instruction": "Translate.",
+        "input": "Reiher",
+        "system": "Be brief.",
+        "chosen": "heron",
+        "rejected": "egret",
+    }
     assert read(row).messages[:2] == (Message("system", "Be brief."), Message("user", "Translate.\nReiher"))
 
 

@@ -58,7 +58,14 @@ def pair(prompt: int, answers: tuple[int, int], alike: int = 0, seed: int = 0) -
     return replace(rows[0], rejected=rows[1], reference=np.array([-30.0, -31.0], np.float32))
 
 
-ROWS = [pair(12, (5, 9)), pair(30, (14, 3), 2), pair(1, (4, 4)), pair(0, (6, 3)), pair(25, (17, 17), 9), pair(12, (2, 2))]
+ROWS = [
+    pair(12, (5, 9)),
+    pair(30, (14, 3), 2),
+    pair(1, (4, 4)),
+    pair(0, (6, 3)),
+    pair(25, (17, 17), 9),
+    pair(12, (2, 2)),
+]
 LONG = [pair(300, (290, 40)), pair(20, (270, 300), 5)]  # longer than a block of queries
 
 
@@ -99,7 +106,9 @@ def test_an_answer_reads_nothing_of_the_other(tmp_path: Path) -> None:
     ids = row.ids.copy()
     ids[13:] = 7
     with torch.no_grad():
-        told = [_losses.answers(made(batch), batch)[0] for batch in (join([row], True), join([replace(row, ids=ids)], True))]
+        told = [
+            _losses.answers(made(batch), batch)[0] for batch in (join([row], True), join([replace(row, ids=ids)], True))
+        ]
     assert told[0][0, 0] != told[1][0, 0]
     assert told[0][0, 1] == told[1][0, 1]
 
@@ -138,4 +147,8 @@ def test_a_pair_counts_what_it_runs() -> None:
     assert row.supervised == 17 + 13
     assert join([row], shared=True).tokens == row.length
     assert join([row]).tokens == row.length + row.shared
-    assert [batch.rows for batch in Batches([row] * 5, 5, 2 * row.length, 0, 0, packed=True, shared=True).step(1)] == [2, 2, 1]
+    assert [batch.rows for batch in Batches([row] * 5, 5, 2 * row.length, 0, 0, packed=True, shared=True).step(1)] == [
+        2,
+        2,
+        1,
+    ]
