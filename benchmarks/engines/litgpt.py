@@ -43,11 +43,10 @@ def train(job: Job, clock: Clock) -> None:
 
     def collate(items: Any) -> Any:
         batch = pad(items)
-        if reading:
-            clock.read(batch["input_ids"])
+        clock.read(batch["input_ids"])
+        mixed = "" if job.lora else " (autocast bfloat16)"
+        clock.facts = f"PyTorch's attention, {job.layout}, {kinds_of(seen[0].parameters())}{mixed}, recomputed False"
         return batch
-
-    reading: list[bool] = []
 
     class Given(DataModule):  # type: ignore[misc]
         def connect(self, *_: Any, **__: Any) -> None:
@@ -66,7 +65,7 @@ def train(job: Job, clock: Clock) -> None:
             return DataLoader(data[:1], batch_size=1, collate_fn=pad)
 
     module = lora if job.lora else full
-    model_class, throughput = module.GPT, module.ThroughputMonitor
+    model_class = module.GPT
 
     def met(config: Any) -> Any:
         model = model_class(config)
@@ -79,16 +78,8 @@ def train(job: Job, clock: Clock) -> None:
         seen.append(model)
         return model
 
-    def begun(*told: Any, **named: Any) -> Any:  # made after the loader was drawn from for nothing, before the loop
-        reading.append(True)
-        clock.facts = (
-            f"PyTorch's attention, {job.layout}, "
-            f"{kinds_of(seen[0].parameters())}{'' if job.lora else ' (autocast bfloat16)'}, recomputed False"
-        )
-        return throughput(*told, **named)
-
     seen: list[Any] = []
-    module.GPT, module.ThroughputMonitor = met, begun
+    module.GPT = met
     adapter = {"lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.0}
     adapter |= {f"lora_{name}": True for name in ("query", "key", "value", "projection", "mlp")}
     clock.watch()
