@@ -30,6 +30,7 @@ TRAINED = ("lora", "full")
 CLAIM = re.compile("Tuning (pays|does not pay)")
 RESAMPLES = 400
 WRONG = 0.2685  # share of rows that the model of the simulation gets wrong
+ERROR = {"rmse": 1.646, "mae": 1.186}  # of the noise below at scale 1: Student's t with 5 degrees, half of it times 1.5
 FOUR = ("zero-shot", "few-shot", "lora", "full")
 
 
@@ -143,7 +144,9 @@ class World:
     def _drawn(self, random: np.random.Generator, gain: float) -> NDArray[np.float64]:
         """Shape (n, k): rightness, words kept, the error of a number, or bits per byte."""
         if self.kind == "number":
-            return (random.standard_t(5, size=(self.n, 1)) * (1 + 0.5 * (self.hard[:, None] > 0))) * (2 - gain)
+            return (random.standard_t(5, size=(self.n, 1)) * (1 + 0.5 * (self.hard[:, None] > 0))) * (
+                2 - gain / ERROR.get(self.case.metric, 1)
+            )
         if self.kind == "nll":
             return (1.5 + 0.3 * self.hard + 0.1 * random.normal(size=self.n) - gain)[:, None]
         chance = (1 / (1 + np.exp(-1.4 + 1.5 * self.hard)))[:, None]

@@ -196,7 +196,7 @@ def compare(a: str, b: str, *, data: str = "", say: Say | None = None) -> dict[s
     from burnish import store
     from burnish import task as tasks
     from burnish.climb import openings, past
-    from burnish.climb.judge import Asker
+    from burnish.climb.judge import Asker, publish_pair
     from burnish.evaluate.compare import compared
 
     suite = f"data-{store.slug(Path(data).name)}" if data else "test"
@@ -221,7 +221,9 @@ def compare(a: str, b: str, *, data: str = "", say: Say | None = None) -> dict[s
         said.append(asker.ask(folder.parent.name, str(folder)))
         openings.done(own, suite)
     settings = ladder.task.evaluate
-    names = (f"{run.name}/{first.parent.name}", f"{other.name}/{second.parent.name}")
+    names = (first.parent.name, second.parent.name)
+    if run != other or names[0] == names[1]:
+        names = (f"{run.name}/{names[0]}", f"{other.name}/{names[1]}")
     goal = ladder.task.goal.task
     told = compared(
         names,
@@ -234,7 +236,9 @@ def compare(a: str, b: str, *, data: str = "", say: Say | None = None) -> dict[s
         settings.confidence,
         settings.resamples,
     )
-    return {**told.to_json(), "openings": len(openings.readings(rows))}
+    pair = ((ladder, first, said[0]), (sides[1][2], second, said[1]))
+    page = publish_pair(told, pair, rows, suite)
+    return {**told.to_json(), "openings": len(openings.readings(rows)), "page": str(page)}
 
 
 def advise(task: str, *, set: Sequence[str] = (), changing: str = "", say: Say | None = None) -> dict[str, Any]:

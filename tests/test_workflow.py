@@ -386,6 +386,10 @@ def test_two_rungs_of_a_run_compare_on_its_test_rows(climbed: Report) -> None:
     assert told["comparison"]["difference"] == pytest.approx(pair.difference)
     assert told["change"]["fixed"]["total"] == pair.fixed
     assert "zero-shot" in told["sentence"]
+    page = Path(told["page"]).read_text()
+    assert "Rows fixed and broken" in page
+    assert "What it costs" in page
+    assert "lora" in page
     assert list(store.read_jsonl(store.home() / "readings.jsonl")) == before  # nothing had to be answered anew
 
 
@@ -410,3 +414,39 @@ def test_advice_rests_on_figures(home: Path) -> None:
     assert burnish.advise(str(home / "task.yaml"), changing="daily")["points"][0]["advice"] == "retrieval"
     with pytest.raises(TaskError, match="changing"):
         burnish.advise(str(home / "task.yaml"), changing="sometimes")
+
+
+def test_multiple_choice_from_file_to_answers(home: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """ARC's own columns; every rung that makes sense, answers for rows nobody answered, and rows of another file."""
+    told = [
+        {
+            "question": f"{text}?",
+            "choices": {"text": [f"{word} {j}" for j, word in enumerate(text.split())], "label": [*"ABC"]},
+            "answerKey": "ABC"[i % 3],
+        }
+        for i, (text, _) in enumerate(rows(60))
+    ]
+    store.write_jsonl(home / "quiz.jsonl", told)
+    base = str(tiny.folder("llama", tmp_path_factory))
+    made = burnish.init(str(home / "quiz.jsonl"), out=str(home / "quiz.yaml"), base=base)
+    assert (made["goal"], made["metric"], made["columns"]["letter"]) == ("choose", "accuracy", "answerKey")
+    assert burnish.check(str(home / "quiz.yaml"))["ok"]
+    rungs = "rungs=[baseline, zero-shot, few-shot, linear-probe, lora]"
+    few = [*SHORT, rungs, "few-shot.budget=20", "few-shot.shots=[1]", "few-shot.orders=1"]
+    report = burnish.climb(str(home / "quiz.yaml"), set=few)
+    ran = {rung.rung: [score.metric for score in rung.scores] for rung in report.rungs}
+    assert ran.pop("linear-probe") == []
+    assert all(metrics[:2] == ["accuracy", "accuracy-norm"] for metrics in ran.values())
+    kept = list(store.read_jsonl(Path(next(rung for rung in report.rungs if rung.rung == "lora").predictions)))
+    assert all(len(row["loglikelihoods"]) == 3 for row in kept)
+    lora = next(rung.artifact for rung in report.rungs if rung.rung == "lora")
+    new = [{key: value for key, value in row.items() if key != "answerKey"} for row in told[:4]]
+    store.write_jsonl(home / "asked.jsonl", new)
+    burnish.predict(lora, str(home / "asked.jsonl"), out=str(home / "said.jsonl"))
+    for row in store.read_jsonl(home / "said.jsonl"):
+        assert row["choice"] == row["choices"]["text"]["ABC".index(row["prediction"])]
+    other = [{**row, "question": f"Or {row['question']}"} for row in told[:12]]
+    store.write_jsonl(home / "other.jsonl", other)
+    assert burnish.evaluate(lora, data=str(home / "other.jsonl")).rungs[0].scores[0].n == 12
+    with pytest.raises(TaskError, match="do not serve the goal"):
+        burnish.check(str(home / "quiz.yaml"), set=["goal.task=answer"])

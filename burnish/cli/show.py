@@ -199,10 +199,10 @@ def train(screen: Screen, told: RungResult, asked: Asked) -> None:
 
 def compare(screen: Screen, told: Mapping[str, Any], asked: Asked) -> None:
     """Which of two is better, if that can be told, and the first rows that changed."""
-    sure = told["comparison"]["p"] < 1 - told["scores"][0]["confidence"]
-    screen.line((told["sentence"], "bold green" if sure else "bold yellow"))
+    screen.line((told["sentence"], "bold green" if told["better"] else "bold yellow"))
     if told["openings"] > 1:
-        screen.line("  note     ", f"these rows have been opened {told['openings']} times")
+        times = f"these rows have been opened {told['openings']} times"
+        screen.line("  note     ", f"{times}: what was chosen after an earlier look may fit them by luck")
     change = told["change"]
     for name in ("fixed", "broken") if change else ():
         listing = change[name]
@@ -215,6 +215,8 @@ def compare(screen: Screen, told: Mapping[str, Any], asked: Asked) -> None:
     if change and change["still"]:
         screen.line()
         screen.line(f"{change['still']:,} rows are wrong in both.")
+    screen.line()
+    screen.line(("Report   ", "bold"), _path(Path(told["page"])), whole=True)
 
 
 def advise(screen: Screen, told: Mapping[str, Any], asked: Asked) -> None:
@@ -383,10 +385,12 @@ def _comparisons(screen: Screen, comparisons: Sequence[Comparison]) -> None:
     rows = []
     for item in comparisons:
         numbers = [plain.signed(item.difference), plain.interval(item.low, item.high, sign=True)]
-        numbers += [f"{item.fixed:,}", f"{item.broken:,}"] if counted else []
+        paired = item.test == "mcnemar"  # over several seeds no row is simply fixed
+        numbers += [f"{count:,}" if paired else "–" for count in (item.fixed, item.broken)] if counted else []
         rows.append([f"{item.b} against {item.a}", *numbers, plain.chance(item.p_holm)])
     heads = ["difference", "interval", *(["fixed", "broke"] if counted else []), "p (Holm)"]
-    heads = [f"n = {comparisons[0].n:,}, {comparisons[0].test}", *heads]
+    tests = ", ".join(dict.fromkeys(item.test for item in comparisons))
+    heads = [f"n = {comparisons[0].n:,}, {tests}", *heads]
     screen.table(heads, rows, first=(0, 1, len(heads) - 1, *range(2, len(heads) - 1)))
 
 

@@ -18,9 +18,11 @@ from burnish import kinds, store
 from burnish.artifact import Artifact
 from burnish.climb import openings
 from burnish.climb.ladder import Ladder, environment
+from burnish.climb.rungs import made
 from burnish.evaluate import card, report, scores, verdict
 from burnish.evaluate import cost as costs
 from burnish.evaluate import predict as predicting
+from burnish.evaluate.compare import Sides
 from burnish.evaluate.cost import Prices
 from burnish.evaluate.curve import Learning, learning
 from burnish.evaluate.diagnose import next_steps
@@ -28,7 +30,7 @@ from burnish.generate.engine import Sampling
 from burnish.generate.pieces import continued
 from burnish.models import base as models
 from burnish.models.model import Model
-from burnish.records import Comparison, Event, Example, Prediction, Report, RungResult
+from burnish.records import Comparison, Event, Example, Prediction, Report, RungResult, Verdict
 from burnish.task import trains
 from burnish.tokens.ask import readable
 from burnish.tokens.encode import encode_all
@@ -87,27 +89,64 @@ def judge(
     decided = verdict.decide(goal, scored, comparisons, len(rows), openings=max(len(readings), 1))
     decided = replace(decided, notes=(*decided.notes, *_shortened(ladder, rows)))
     learned = _learning(ladder, points, smaller, predictions, seeds, rows)
+    found = _report(ladder, ladder.folder.name, goal, scored, comparisons, decided, readings, table)
+    return replace(found, learning=learned.to_json() if learned else {})
+
+
+def _report(
+    ladder: Ladder,
+    name: str,
+    goal: Mapping[str, Any],
+    rungs: Sequence[RungResult],
+    comparisons: Sequence[Comparison],
+    decided: Verdict,
+    readings: Sequence[Mapping[str, Any]],
+    table: Prices,
+) -> Report:
+    """What was found, with the base, the data and the machine it was found on."""
+    base = ladder.base
     return Report(
-        ladder.folder.name,
+        name,
         goal,
         {
-            "name": ladder.base.name,
-            "kind": ladder.base.kind,
-            "folder": str(ladder.base.folder),
-            "fingerprint": ladder.base.fingerprint,
-            "context": ladder.base.context,
-            "vocabulary": ladder.base.vocabulary,
-            "license": models.license_of(ladder.base.folder),
+            "name": base.name,
+            "kind": base.kind,
+            "folder": str(base.folder),
+            "fingerprint": base.fingerprint,
+            "context": base.context,
+            "vocabulary": base.vocabulary,
+            "license": models.license_of(base.folder),
         },
-        tuple(scored),
-        comparisons,
+        tuple(rungs),
+        tuple(comparisons),
         decided,
         ladder.prepared.card,
         tuple(readings),
         {**environment(), "prices": table.to_json()},
         str(ladder.folder),
-        learning=learned.to_json() if learned else {},
     )
+
+
+Side = tuple[Ladder, Path, Sequence[Prediction]]  # a run, one of its artifacts, and what that said
+
+
+def publish_pair(told: Sides, sides: tuple[Side, Side], rows: Sequence[Example], suite: str) -> Path:
+    """Write the page of two artifacts on the same rows, whatever runs they come from; returns where it lies."""
+    ladder = sides[0][0]
+    table = costs.prices(ladder.task.folder)
+    rungs, names = [], (told.a, told.b)
+    for name, (its, folder, said) in zip(names, sides, strict=True):
+        found = next((item for item in made(its.folder) if Path(item.artifact).resolve() == folder.resolve()), None)
+        own = replace(found or RungResult("", artifact=str(folder)), seeds=())
+        rungs.append(replace(_scored(its, own, rows, said, (), suite, table), rung=name))
+    goal = {"task": ladder.task.goal.task, "metric": ladder.metric}
+    decided = Verdict(told.better, "best" if told.better else "too few rows", told.sentence)
+    page = store.home() / "comparisons" / f"{store.slug(told.a)}--{store.slug(told.b)}-{suite}.html"
+    name = f"{told.b} against {told.a}"
+    whole = _report(ladder, name, goal, rungs, (told.comparison,), decided, openings.readings(rows), table)
+    both = {name: said for name, (_, _, said) in zip(names, sides, strict=True)}
+    store.write_text(page, report.html(whole, rows, both, ladder.rows("train")))
+    return page
 
 
 def question(

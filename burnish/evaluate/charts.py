@@ -260,9 +260,8 @@ def tradeoff(
     ):
         if value is not None:
             y = _height(up, value, top, bottom)
-            near = [across.at(price, left + 2, right) for price, score in spots if abs(score - y) < 24]
-            free = not any(x > 55 for x in near) or any(x < 45 for x in near)  # the end where fewer names stand
-            x, anchor = (100.0, "end") if free else (left + 0.5, "start")
+            near = [across.at(price, left + 2, right) for price, own in spots if abs(own - y) < 24] or [left]
+            x, anchor = (left + 0.5, "start") if min(near) - left > 100 - max(near) else (100.0, "end")  # more room
             parts += [
                 _line(left, y, 100, y, kind),
                 _text(x, y - 5, f"{told} {_short(round(value, 3))}", "goal" if kind == "target" else "note", anchor),

@@ -10,14 +10,18 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from burnish.errors import DataError
-from burnish.evaluate import scores, verdict
+from burnish.evaluate import plain, scores, verdict
 from burnish.evaluate.listings import Change, changes, nearest_to
 from burnish.records import Comparison, Example, Prediction, Score
 
 
 @dataclass(frozen=True)
 class Sides:
-    """How two artifacts compare.  change: rows fixed, broken and still wrong; None where nothing is right or wrong."""
+    """How two artifacts compare.
+
+    better: the name of the better one, '' where that cannot be told.  change: rows fixed, broken and still wrong; None
+    where nothing is right or wrong.
+    """
 
     a: str
     b: str
@@ -25,6 +29,7 @@ class Sides:
     comparison: Comparison
     detectable: float
     sentence: str
+    better: str = ""
     change: Change | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -54,17 +59,23 @@ def compared(
     by_id = {name: {item.id: item for item in own} for name, own in zip(names, said, strict=True)}
     change = next(iter(changes(task, [(a, b)], rows, by_id, nearest_to(train))), None)
     least = verdict.detectable(found, confidence)
-    return Sides(a, b, (first, second), found, least, _sentence(found, first, second, least, confidence), change)
+    sure = found.p < 1 - confidence
+    better = (b if (found.difference > 0) is second.higher else a) if sure else ""
+    return Sides(a, b, (first, second), found, least, _sentence(found, first, second, least, better), better, change)
 
 
-def _sentence(found: Comparison, first: Score, second: Score, least: float, confidence: float) -> str:
+def _sentence(found: Comparison, first: Score, second: Score, least: float, better: str) -> str:
     """Who is better, by how much, how sure; where nobody is, what these rows could have shown."""
-    values = f"{second.metric} {second.value:.3g} against {first.value:.3g} on {found.n:,} rows"
-    around = f"{found.low:+.3g} to {found.high:+.3g}, p = {found.p:.2g}"
-    if found.p < 1 - confidence:
-        better, other = (found.b, found.a) if (found.difference > 0) is second.higher else (found.a, found.b)
-        return f"{better} is better than {other}: {values}, difference {found.difference:+.3g} ({around})."
+    sign, other = 1, found.a
+    if better == found.a:
+        first, second, sign, other = second, first, -1, found.b
+    low, high = sorted((sign * found.low, sign * found.high))
+    p = "p < 0.001" if found.p < 0.001 else f"p = {found.p:.2g}"
+    values = f"{second.metric} {plain.number(second.value)} against {plain.number(first.value)} on {found.n:,} rows"
+    gap = f"a difference of {plain.signed(sign * found.difference)} ({plain.interval(low, high, sign=True)}, {p})"
+    if better:
+        return f"{better} is better than {other}: {values}, {gap}."
     return (
-        f"{found.b} and {found.a} cannot be told apart: {values}, difference {found.difference:+.3g} ({around}); "
-        f"a difference under {least:.2g} cannot be told from luck here."
+        f"{found.b} and {found.a} cannot be told apart: {values}, {gap}. A difference under {plain.number(least)} "
+        "cannot reliably be told from luck with these rows."
     )

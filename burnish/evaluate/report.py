@@ -198,7 +198,7 @@ def _flat(key: str, item: Any) -> list[tuple[str, str]]:
     """(head, text) of one value of a trial; numbers by name become columns, switches and words one line."""
     key = key.replace("_", " ")
     if not isinstance(item, Mapping):
-        return [(key, plain.number(item) if isinstance(item, float) else plain.setting(item))]
+        return [(key, plain.number(item) if isinstance(item, float) and item % 1 else plain.setting(item))]
     if item and all(isinstance(own, float) for own in item.values()):
         return [(f"{key.removesuffix('s')}, {name}", plain.number(own)) for name, own in item.items()]
     words = [str(name) if own is True else f"{name} {str(own)!r}" for name, own in item.items() if own]
@@ -224,12 +224,16 @@ def _tradeoff(ran: Sequence[RungResult], target: float | None, shown: str, curre
 
 def _break_evens(report: Report, ran: Sequence[RungResult]) -> list[str]:
     """Every trained rung against the best rung that is not, in words."""
-    tuned = [rung for rung in ran if trains(rung.rung)]
-    asked = [rung for rung in ran if not trains(rung.rung) and rung.rung != BASELINE]
+    tuned = [rung for rung in ran if _trains(rung)]
+    asked = [rung for rung in ran if not _trains(rung) and rung.rung != BASELINE]
     if not asked:
         return []
     found = [break_even(rung, best(asked)) for rung in tuned]
     return [item.sentence(_currency(report)) for item in found if item]
+
+
+def _trains(rung: RungResult) -> bool:
+    return trains(rung.rung.rpartition("/")[2])  # of two runs, `compare` names the run too
 
 
 def _growth(learning: Mapping[str, Any]) -> Markup:
@@ -245,7 +249,7 @@ def _pairs(report: Report, ran: Sequence[RungResult], said: Said) -> list[tuple[
     told = [rung for rung in ran if rung.rung in said and rung.rung != BASELINE]
     names = [rung.rung for rung in told]
     first = [(item.a, item.b) for item in report.comparisons if item.claim and {item.a, item.b} <= set(names)]
-    sides = [[rung for rung in told if trains(rung.rung) is tuned] for tuned in (False, True)]
+    sides = [[rung for rung in told if _trains(rung) is tuned] for tuned in (False, True)]
     first += [(best(sides[0]).rung, best(sides[1]).rung)] if not first and all(sides) else []
     return list(dict.fromkeys([*first, *combinations(names, 2)]))[:PAIRS]
 

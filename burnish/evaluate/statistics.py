@@ -89,20 +89,21 @@ def swap_test(a: Rows, b: Rows, value: Value, resamples: int, seed: int) -> floa
     """Two-sided p that a and b, rows (n, k) of the same examples, differ by luck.
 
     If the systems are equally good, which of the two a row came from is a coin toss: the difference is compared with
-    those after swapping each row at random.  Never wrong more often than it says, for any metric and n.
-    Source: Noreen 1989, approximate randomisation; Riezler and Maxwell 2005 for text metrics.
+    those after swapping each row at random.  A swap that gives just the same difference counts half (mid-p): of equal
+    systems on 30 rows, whose macro-F1 takes few values, 2 % instead of 5 % would else be called different.
+    Source: Noreen 1989, approximate randomisation; Riezler and Maxwell 2005 for text metrics; Lancaster 1961, mid-p.
     """
     seen = abs(value(b) - value(a))
     if not seen > 0:
         return 1.0
-    nearly = seen * (1 - 1e-9)  # sums in another order must still count as equal
+    nearly, over = seen * (1 - 1e-9), seen * (1 + 1e-9)  # sums in another order must still count as equal
     random = np.random.default_rng(seed)
-    larger = 0
+    larger = 0.0
     for size in _parts(resamples, len(a)):
         swap = random.integers(0, 2, (size, len(a), 1), dtype=bool)
         with np.errstate(invalid="ignore"):  # two infinite perplexities are not apart
             apart = np.abs(value(np.where(swap, a, b)) - value(np.where(swap, b, a)))
-        larger += int((apart >= nearly).sum())
+        larger += float((apart >= nearly).sum() + (apart > over).sum()) / 2
     return (1 + larger) / (1 + resamples)
 
 

@@ -139,6 +139,11 @@ def decide(
     else:
         rung, outcome, sentence = _with_target(climb, float(target))
     notes = (*_notes(climb, rung, outcome, None if target is None else float(target), trained), *left_out)
+    if any(len(item.seeds) == 2 for item in rungs):
+        notes = (
+            *notes,
+            "Two seeds tell little of how far trainings scatter; from three on the intervals are narrower.",
+        )
     if openings > 1:
         again = (
             f"This test set has been opened {openings} times.  What was chosen after an earlier opening may fit these "

@@ -152,7 +152,7 @@ def compare(a: str, b: str, *, data: str = "", say: Say | None = None) -> dict[s
     listing = {"title": "Rows fixed", "told": "31 of 172 rows.", "rows": [row]}
     change = {"fixed": listing, "broken": {**listing, "rows": []}, "still": 7}
     told = {"sentence": "y/lora is better than x/zero-shot.", "scores": [score(0.5).to_json()], "change": change}
-    return {**told, "comparison": found.to_json(), "openings": 2}
+    return {**told, "comparison": found.to_json(), "better": "y/lora", "openings": 2, "page": "x--y.html"}
 
 
 def advise(task: str, *, set: Sequence[str] = (), changing: str = "", say: Say | None = None) -> dict[str, Any]:

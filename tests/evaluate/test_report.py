@@ -397,3 +397,41 @@ def test_the_data_card_is_told_in_reading_order_and_nothing_of_it_is_lost() -> N
     assert places == sorted(places)
     strange = replace(classes()[0], data={"label_counts": "?", "rows": [1, {"a": 2}], "what": {"x": {"y": {"z": 1}}}})
     assert "z: 1" in " ".join(harmless(html(strange, [], {})).text.split())
+
+
+def test_a_search_shows_what_varied_and_its_scores_and_says_what_did_not() -> None:
+    common = {"order": "last", "calibrate": False, "format": {"turns": True, "question": ""}}
+    told = report_module.trace(
+        [{**common, "shots": 2, "scores": {"plain": 0.5}}, {**common, "shots": 4, "scores": {"plain": 0.75}}]
+    )
+    assert told.heads == ("shots", "score, plain")
+    assert told.rows == (("2", "0.500"), ("4", "0.750"))
+    assert told.same == "order last, calibrate no, format turns"
+
+
+def test_the_headline_is_one_clause_and_the_figures_follow() -> None:
+    claim = "LoRA reaches it: accuracy 0.94 (0.92 to 0.96, n = 600), above the goal of 0.9. Tuning pays: by 0.1."
+    headline, rest = report_module._sentences(claim)
+    assert headline == "LoRA reaches it."
+    assert rest == "Accuracy 0.94 (0.92 to 0.96, n = 600), above the goal of 0.9. Tuning pays: by 0.1."
+    assert report_module._sentences("Nothing was measured.") == ("Nothing was measured.", "")
+
+
+def test_a_metric_that_repeats_another_is_left_out_of_the_table_and_named() -> None:
+    def rung(name: str, *values: float) -> RungResult:
+        names = ("accuracy", "f1-micro", "recall")
+        return RungResult(name, tuple(Score(m, v, v, v, 9, "wilson") for m, v in zip(names, values, strict=True)))
+
+    assert report_module._metrics([rung("a", 0.5, 0.5, 0.4), rung("b", 0.6, 0.6, 0.6)]) == (
+        ["accuracy", "recall"],
+        ["f1-micro"],
+    )
+
+
+def test_a_narrow_screen_gets_cards_with_a_head_for_every_cell() -> None:
+    page = html(*KINDS["many"]())
+    tables = re.findall(r'<table class="[^"]*stack[^"]*">.*?</table>', page, re.S)
+    assert len(tables) >= 4
+    for table in tables:
+        body = table.partition("<tbody>")[2]
+        assert all("data-head=" in cell or "colspan=" in cell for cell in re.findall(r"<td[^>]*>", body))

@@ -153,6 +153,12 @@ def test_swap_test_is_the_exact_sign_flip_test_when_all_swaps_can_be_counted():
     assert swap_test(a, b, mean, 4000, 0) == pytest.approx(exact, abs=0.025)
 
 
+def test_swaps_that_give_the_same_difference_count_half():
+    """One row of four differs: every swap leaves the difference as it is, so p is a half and a half."""
+    a, b = np.zeros((4, 1)), np.array([[1.0], [0], [0], [0]])
+    assert swap_test(a, b, mean, 999, 0) == pytest.approx(0.5, abs=0.002)
+
+
 def wrong_claims(value, draw, n, simulations, resamples):
     """How often two equally good systems are called different at .05."""
     random = np.random.default_rng(3)

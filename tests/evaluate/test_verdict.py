@@ -245,3 +245,11 @@ def test_the_floor_is_named_for_what_it_does(task, words):
     goal = {"task": task, "metric": "accuracy", "target": None}
     rungs = [FLOOR, rung("few-shot", 0.32)]
     assert words in decide(goal, rungs, [versus("baseline", "few-shot", 0.01, p=0.9)], 172, trained=TRAINED).sentence
+
+
+@pytest.mark.parametrize(("seeds", "told"), [(0, False), (2, True), (3, False)])
+def test_two_seeds_are_said_to_tell_little(seeds, told):
+    score = Score("accuracy", 0.8, 0.7, 0.9, 100, "rows and seeds")
+    rung = RungResult("lora", (score,), seeds=tuple({"seed": i, "value": 0.8} for i in range(seeds)))
+    notes = decide({"task": "classify", "metric": "accuracy", "target": None}, [rung], [], 100).notes
+    assert any("Two seeds tell little" in note for note in notes) is told
