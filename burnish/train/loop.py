@@ -43,6 +43,7 @@ def fit(run: Run) -> Iterator[Event]:
     optimizer = optim.build(masters.values, settings)
     referring = (yield from reference.refer(run)) if run.pairs else 0.0
     yield from _resume(run, masters, optimizer)
+    ranks.settle(model)
     state = run.progress
     state.seconds += referring
     began = time.monotonic() - state.seconds

@@ -1,6 +1,6 @@
 """What one of two processes does for test_sharded.py: reads its share of bases, and says what it read and has.
 
-`python apart.py shares|memory FOLDER`, with torchrun's variables set; models lie in FOLDER/models.
+`python apart.py shares|memory|pairs FOLDER`, with torchrun's variables set; models lie in FOLDER/models.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import psutil
 import tiny
+import together
 import torch
 from torch.distributed.tensor import DTensor
 
@@ -22,7 +23,7 @@ from burnish import kinds
 from burnish.errors import ModelError
 from burnish.models import base, load, places, quicken
 from burnish.models.model import Model
-from burnish.train import distributed
+from burnish.train import distributed, loop
 from burnish.train.distributed import Ranks
 
 RUNGS = ("full", "lora", "dora", "partial", "prompt-tuning")
@@ -104,9 +105,23 @@ def memory(folder: Path, ranks: Ranks) -> dict[str, Any]:
     return {"before": before, "now": now, "loaded": peak()}
 
 
+def pairs(folder: Path, ranks: Ranks) -> dict[str, Any]:
+    """A run that passes over the rows before its first step: whole, and stopped half way and gone on with."""
+    case = ("dpo", "language", "pairs", "llama")
+
+    def run(name: str) -> loop.Run:
+        return together.run(case, "full", folder / "runs" / name, ranks, 4, validation=False)
+
+    whole, events = together.told(run("whole")), loop.fit(run("half"))
+    while next(events).kind != "saved":
+        pass
+    again = together.told(run("half"))
+    return {name: (whole[name], again[name]) for name in ("loss", "weights")}
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    work, place = sys.argv[1], Path(sys.argv[2])
+    works, place = {"shares": shares, "memory": memory, "pairs": pairs}, Path(sys.argv[2])
     with distributed.begin(True) as ranks:
-        told = (shares if work == "shares" else memory)(place, ranks)
+        told = works[sys.argv[1]](place, ranks)
         (place / f"seen-{ranks.rank}.json").write_text(json.dumps(told))

@@ -80,6 +80,19 @@ def test_memory_stays_near_the_share(
         assert told["loaded"] - told["now"] < 230e6
 
 
+@pytest.mark.slow
+def test_a_run_goes_on_from_its_checkpoint_and_not_from_what_was_fetched_before(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pass before the first step leaves the outermost weights whole, and a checkpoint is put into the shares."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("BURNISH_HOME", str(tmp_path / "home"))
+    shutil.copytree(tiny.folder("llama", tmp_path_factory), tmp_path / "models" / "tiny-llama")
+    told = apart_on_two("pairs", tmp_path)[0]
+    assert told["loss"][0][2:] == told["loss"][1]
+    assert told["weights"][0] == told["weights"][1]
+
+
 @pytest.mark.parametrize(
     "rung", ["partial", pytest.param("full", marks=pytest.mark.slow), pytest.param("qlora", marks=pytest.mark.slow)]
 )
