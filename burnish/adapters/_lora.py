@@ -166,7 +166,7 @@ class LoraLinear(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         if not self.enabled:
             return self.base_layer(inputs)  # type: ignore[no-any-return]
-        device = inputs.device.type
+        device = "cpu" if inputs.is_meta else inputs.device.type  # a skeleton computes nothing (train/keeps.py)
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs.dtype
         dropout = self.dropout if self.training else 0.0
         bias = None if self.use_dora else self.bias

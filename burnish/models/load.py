@@ -37,10 +37,7 @@ def load(
 
     folder = files or base.folder
     config = _configured(base, head, folder)
-    if dropout is not None:
-        for name in list(config.to_dict()):
-            if ("dropout" in name or name.endswith("pdrop")) and isinstance(getattr(config, name, None), float):
-                setattr(config, name, dropout)
+    _drop(config, dropout)
     auto = getattr(transformers, _auto(base, head))
     try:
         with torch.device("meta"):
@@ -84,15 +81,24 @@ def load(
     return Model(hf if outlined else hf.to(placement.best()), base, head, missing | heads)
 
 
-def skeleton(base: Base, head: Head, config: Any = None) -> Model:
+def _drop(config: Any, dropout: float | None) -> None:
+    """Set every dropout of a configuration, where there is one to set."""
+    for name in [] if dropout is None else list(config.to_dict()):
+        if ("dropout" in name or name.endswith("pdrop")) and isinstance(getattr(config, name, None), float):
+            setattr(config, name, dropout)
+
+
+def skeleton(base: Base, head: Head, config: Any = None, dropout: float | None = None) -> Model:
     """The same Model without a single weight (on the meta device), in milliseconds: to count and to plan with.
 
-    config: a transformers configuration instead of the folder's.
+    config: a transformers configuration instead of the folder's.  dropout: as in `load`.
     """
     import transformers
 
+    config = config or _configured(base, head, base.folder)
+    _drop(config, dropout)
     with torch.device("meta"):
-        hf = getattr(transformers, _auto(base, head)).from_config(config or _configured(base, head, base.folder))
+        hf = getattr(transformers, _auto(base, head)).from_config(config)
     names = b"".join(places.header(file) for file in sorted(base.folder.glob("*.safetensors")))
     pooler = {name for name, _ in hf.named_parameters() if b"pooler" not in names and _pooler(name, head)}
     heads = frozenset[str]() if head.kind in ("language", "none") else _head_names(hf)

@@ -148,7 +148,7 @@ class Model(nn.Module):
         asked = torch.unique(place)
         at = row, torch.searchsorted(asked, place)
         if self.lays_bare:
-            with _bare(self.hf.get_output_embeddings()) as head:
+            with bare(self.hf.get_output_embeddings()) as head:
                 return Outputs(None, *told, self._asked(batch, asked)[at], head)
         return Outputs(self._asked(batch, asked)[at].float(), *told)
 
@@ -262,11 +262,9 @@ class Model(nn.Module):
         self.eval()
         try:
             with torch.no_grad():
-                told = []
-                for rows, shared in (((chosen, rejected), False), ((chosen, rejected), True), ((other, rejected), True)):
-                    out = self(join([replace(rows[0], rejected=rows[1])], shared).to(self.device))
-                    told.append(out.logits)
-                apart, together, changed = told
+                pair, changed_pair = replace(chosen, rejected=rejected), replace(other, rejected=rejected)
+                ways = join([pair]), join([pair], shared=True), join([changed_pair], shared=True)
+                apart, together, changed = (self(batch.to(self.device)).logits for batch in ways)
                 # apart: the chosen row, then the rejected; together: what both begin with, then the rest of each
                 start, end = len(FIRST) - 1, len(chosen.ids) - 1
                 wanted = torch.cat([apart[:end], apart[end + start :]])
@@ -314,7 +312,7 @@ class Model(nn.Module):
                 inputs["decoder_input_ids"] = ids
             with torch.no_grad():
                 whole = self.hf(**inputs).logits
-                with _bare(head):
+                with bare(head):
                     return torch.equal(head_of(head, self.hf(**inputs).logits), whole)
         except Exception:
             return False
@@ -367,7 +365,7 @@ def _near(a: Tensor, b: Tensor) -> bool:
 
 
 @contextmanager
-def _bare(head: nn.Linear) -> Iterator[nn.Linear]:
+def bare(head: nn.Linear) -> Iterator[nn.Linear]:
     """Within it the output embedding hands on what it reads."""
     head.forward = lambda hidden: hidden  # type: ignore[method-assign]
     try:

@@ -22,18 +22,20 @@ def install(hf: nn.Module) -> dict[str, int]:
     """Let the norms, gated layers and attention of a transformers model train by these; returns how many of each.
 
     The first module of every class is tried on random numbers beside its own forward pass; a class that does not
-    compute the same (Gemma's 1 + weight, a partial rotation, another activation) is left alone.
+    compute the same (Gemma's 1 + weight, a partial rotation, another activation) is left alone.  A model without
+    weights has nothing to try: its modules are taken at their names.
     """
+    bare = any(value.is_meta for value in hf.parameters())
     done = dict.fromkeys((name for name, *_ in STEPS), 0)
     proven: dict[tuple[type, str], bool] = {}
     for module in hf.modules():
         for name, suits, quick, trial in STEPS:
-            if not suits(module):
+            if not suits(module) or hasattr(module, "plain_forward"):
                 continue
             key = type(module), name
             if key not in proven:
                 with present(module):
-                    proven[key] = _same(module, quick, trial)
+                    proven[key] = bare or _same(module, quick, trial)
             if proven[key]:
                 module.plain_forward = module.forward
                 module.forward = partial(quick, module)

@@ -28,7 +28,6 @@ class Fit:
 
     kept: copies held for the backward pass of each number that passes between two layers.
     scratch: of the widest layer's numbers, copies alive for a moment.
-    probabilities: copies held of each attention weight (0: never all held at once).
     logits: float32 copies of each logit of a chunk.  loading: of the weights' files, what is held beside the weights.
     update: float32 copies of the trained numbers alive inside an optimizer step.
     process: bytes that threads, kernels and the loop itself add to a process that has imported everything.
@@ -45,7 +44,6 @@ class Fit:
 
     kept: float = 1.45
     scratch: float = 52.0
-    probabilities: float = 0.0
     logits: float = 0.473
     loading: float = 1.0
     update: float = 0.001
@@ -173,8 +171,8 @@ def _activations(work: Work, batch: Load, recompute: bool, fit: Fit) -> float:
     ):
         numbers = side.inputs + fit.kept * side.largest if recompute else fit.kept * side.kept
         blocks = max(side.kept / side.largest, 1.0) if side.largest else 1.0
-        weights = fit.probabilities * side.heads * pairs / (blocks if recompute else 1.0)
-        told += work.element * (numbers * tokens + weights)
+        hidden = side.hidden * pairs / (blocks if recompute else 1.0)  # a byte each: attention's dropout
+        told += work.element * numbers * tokens + hidden
     return told
 
 
@@ -240,8 +238,7 @@ def _pass(work: Work, load: Load, backward: bool, recompute: bool, machine: Mach
         (shape.ids, load.ids, load.pairs + load.cross_pairs),
         (shape.source, load.source, load.source_pairs),
     ):
-        reached = side.kept / side.widths if backward and side.widths else 0.0  # share of the blocks with a backward
-        times = again + 2.0 * min(reached, 1.0)
+        times = again + 2.0 * side.reached * backward
         ahead = machine.rate(256, 256)[0]
         told += fit.attention * times * 4.0 * side.attended * pairs / ahead
         told += fit.stream * times * work.element * side.widths * tokens / machine.stream

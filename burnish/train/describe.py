@@ -23,7 +23,8 @@ from burnish.models.model import Model
 from burnish.task import Task
 from burnish.tokens.batch import Batches
 from burnish.tokens.encode import Tokens
-from burnish.train import optim
+from burnish.train import keeps, optim
+from burnish.train.keeps import Kept
 from burnish.train.plan import Plan
 from burnish.train.terms import At, Linear, Rows, Shape, Side, Work
 
@@ -40,7 +41,7 @@ def skeleton(base: Base, head: Head, rung: str, task: Task, config: Any = None) 
     """
     adapter, own = kinds.load("adapters", rung), task.rung_settings.get(rung, {})
     with torch.device("meta"):
-        model = load.skeleton(base, head, config)
+        model = load.skeleton(base, head, config, task.train.dropout if adapter.CARRIES_BASE else None)
         if quantised(rung):
             told = asdict(adapter.Settings(**own))
             _lora.attach(model, **told, dropout=task.train.dropout or 0.0, seed=task.train.seed)
@@ -56,16 +57,12 @@ def quantised(rung: str) -> bool:
 
 @dataclass(frozen=True)
 class _Found:
-    """A linear layer: its name, the block it stands in (-1: none), whose tokens pass that block, and what it does.
-
-    masked: it keeps its input once more, hidden in part (the dropout of an adapter).
-    """
+    """A linear layer: its name, the block it stands in (-1: none), whose tokens pass that block, and what it does."""
 
     name: str
     block: int
     side: At
     item: Linear
-    masked: bool
 
 
 def frozen(model: Model) -> int:
@@ -84,14 +81,18 @@ def drops(config: Any, dropout: float | None) -> bool:
     return any(value > 0 for name, value in told.items() if not name.startswith(("classifier", "summary")))
 
 
-def shape(model: Model, small: bool = False, above: int = 0) -> Shape:
+def shape(model: Model, small: bool = False, above: int = 0, element: int = 4) -> Shape:
     """What a model costs, read from its modules.  small: frozen matrices inside blocks lie in 4 bits.
 
-    above: blocks below this one are not gone through.
+    above: blocks below this one are not gone through.  element: bytes of a number between layers.
 
-    Every number that passes between two layers is what one of them gives or takes: their widths are summed over each
-    block, and what a block leaves for the backward pass is taken to be proportional to it (Fit.kept).
+    What a forward pass keeps is asked of autograd (keeps.py); of an architecture that cannot run without weights it is
+    taken to be what passes between its layers, and half as much again.
     """
+    try:
+        told: Kept | None = keeps.kept(model, element)
+    except Exception:  # whatever an unknown architecture raises
+        told = None
     hf, found = model.hf, _linears(model)
     times = _times(model, found)
     found = [layer for layer in found if layer.block < 0 or layer.block >= above]
@@ -110,8 +111,8 @@ def shape(model: Model, small: bool = False, above: int = 0) -> Shape:
         sum(item.count * item.inputs * item.outputs for item in linears if item.quantised) // times,
         sum(file.stat().st_size for file in model.base.folder.glob("*.safetensors")),
         linears,
-        _side("ids", model, found, reached["ids"], times),
-        _side("source", model, found, reached["source"], times),
+        _side("ids", model, found, reached["ids"], times, told, element),
+        _side("source", model, found, reached["source"], times, told, element),
         *(times * many for many in _calls(model, reached, above)),
     )
 
@@ -127,8 +128,13 @@ def _calls(model: Model, reached: Mapping[str, int], above: int) -> tuple[int, i
     return calls, idle
 
 
-def _side(side: At, model: Model, found: Sequence[_Found], reached: int, times: int) -> Side:
-    """The blocks of one side, as widths that pass between their layers; layers that read the same count it once."""
+def _side(
+    side: At, model: Model, found: Sequence[_Found], reached: int, times: int, told: Kept | None, element: int
+) -> Side:
+    """The blocks of one side: widths that pass between their layers, and what is kept of a token.
+
+    Layers that read the same count it once.
+    """
     widths: dict[int, float] = {}
     kept: dict[int, float] = {}
     inputs: dict[int, float] = {}
@@ -143,16 +149,19 @@ def _side(side: At, model: Model, found: Sequence[_Found], reached: int, times: 
         inputs.setdefault(layer.block, float(item.inputs))
         widths[layer.block] = widths.get(layer.block, 0.0) + wide
         if layer.block >= reached:
-            low = item.rank + layer.masked * item.inputs
-            kept[layer.block] = kept.get(layer.block, 0.0) + wide + low
+            kept[layer.block] = kept.get(layer.block, 0.0) + wide
     heads, wide = _heads(model, side)
+    within, everywhere = times * sum(kept.values()), times * sum(widths.values())
+    every = 1.5 * within if told is None else told.numbers(side) / element
     return Side(
-        times * sum(kept.values()),
-        max(kept.values(), default=0.0),
+        every,
+        every * max(kept.values(), default=0.0) / max(within, 1.0),
         times * sum(inputs[block] for block in kept),
-        times * sum(widths.values()),
+        everywhere,
         times * len(widths) * heads,
         times * len(widths) * wide,
+        within / max(everywhere, 1.0),
+        0 if told is None else told.hidden[side],
     )
 
 
@@ -180,9 +189,8 @@ def _linears(model: Model) -> list[_Found]:
             at = "source"
         rank = getattr(module, "lora_A", None)
         trained = any(value.requires_grad for value in plain.parameters())
-        masked = isinstance(getattr(module, "dropout", None), float) and module.dropout > 0  # type: ignore[operator]
         item = Linear(*size, 1, at, trained, 0 if rank is None else len(rank))
-        told.append(_Found(name, block, side, item, masked))
+        told.append(_Found(name, block, side, item))
     return told
 
 
@@ -257,8 +265,9 @@ def work(
     """A run as far as cost goes, its tokens counted from the very rows that each step will draw."""
     settings, label = task.train, model.head.kind != "language"
     tokens, exact = drawn(train, planned.steps)
+    element = 4 if optim.precision(settings.precision, device) == "fp32" else 2
     return Work(
-        shape(model, small),
+        shape(model, small, element=element),
         rows(_noised(train), label),
         rows(_noised(validation), label),
         settings.batch_size,
@@ -268,7 +277,7 @@ def work(
         tokens,
         exact,
         settings.micro_tokens,
-        4 if optim.precision(settings.precision, device) == "fp32" else 2,
+        element,
         settings.optimizer,
         device.type,
         splits=splits,

@@ -42,6 +42,7 @@ class Side:
     kept: numbers a token leaves for the backward pass, over all blocks that it reaches.  largest: of one block.
     inputs: numbers a token brings into those blocks.  widths: numbers between layers over all blocks.
     heads, attended: attention heads and their summed width, over all blocks.
+    reached: share of the blocks that the backward pass goes through.  hidden: heads whose attention has dropout.
     """
 
     kept: float = 0.0
@@ -50,6 +51,8 @@ class Side:
     widths: float = 0.0
     heads: int = 0
     attended: int = 0
+    reached: float = 1.0
+    hidden: int = 0
 
 
 @dataclass(frozen=True)

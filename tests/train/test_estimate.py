@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
-import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,9 +19,8 @@ from burnish import kinds
 from burnish import task as tasks
 from burnish.cli import main
 from burnish.models import base as models
-from burnish.models import load, quicken
+from burnish.models import load
 from burnish.models.base import Base, Head
-from burnish.tokens.batch import join
 from burnish.train import costs, describe, estimate, memory, standard, tune
 from burnish.train.costs import FIT, Fit
 from burnish.train.terms import Linear, Machine, Rows, Shape, Side, Work
@@ -116,7 +114,7 @@ def test_a_skeleton_counts_what_the_loaded_model_does(
 ) -> None:
     base = models.inspect(str(tiny.folder(kind, tmp_path_factory)))
     told = describe.shape(describe.skeleton(base, tiny.HEADS[head], rung, tasks.resolve({})))
-    model = tiny.model(kind, head, tmp_path_factory, rung)
+    model = tiny.model(kind, head, tmp_path_factory, rung, None)  # dropout as shipped
     assert told.parameters == load.count(model.hf.parameters())
     assert told.trained == load.count(model.trainable().values())
     assert told == describe.shape(model)
@@ -139,33 +137,10 @@ def test_nothing_below_the_lowest_trained_layer_is_kept_or_run_backward(
     for name, value in model.hf.named_parameters():
         value.requires_grad_("layers.1." in name)
     top = describe.shape(model)
-    assert top.ids.kept == whole.ids.kept / 2
+    assert top.ids.kept == pytest.approx(whole.ids.kept / 2, rel=0.05)
+    assert (top.ids.reached, whole.ids.reached) == (0.5, 1.0)
     assert top.ids.widths == whole.ids.widths
     assert {item.count for item in top.linears if not item.backward} == {1, 2}
-
-
-@pytest.mark.parametrize("rung", ["full", "lora"])
-@pytest.mark.parametrize("kind", ["llama", "bert"])
-def test_what_forward_keeps_follows_the_widths(kind: str, rung: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Bytes that autograd saves, weights aside, against Fit.kept x widths: the rule's own error, within a factor."""
-    model = tiny.model(kind, "language", tmp_path_factory, rung)
-    quicken.install(model.hf)
-    made = tiny.rows(kind, "document", tmp_path_factory)
-    own = {value.untyped_storage().data_ptr() for value in model.hf.parameters()}
-    seen: dict[int, int] = {}
-
-    def note(value: torch.Tensor) -> torch.Tensor:
-        storage = value.untyped_storage()
-        if storage.data_ptr() not in own and value.is_floating_point():
-            seen[storage.data_ptr()] = storage.nbytes()
-        return value
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda value: value):
-        outputs = model(join(made))
-    assert outputs is not None
-    side = describe.shape(model).ids
-    said = FIT.kept * 4 * side.kept * sum(row.length for row in made)
-    assert 0.5 < sum(seen.values()) / said < 2.0
 
 
 # --- arithmetic ----------------------------------------------------------------------------------------------

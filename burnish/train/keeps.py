@@ -1,0 +1,128 @@
+"""What a forward pass leaves for the backward pass, counted on a model without weights.
+
+In: a Model on the meta device.  Out: bytes a token, by asking autograd what it saves.  Nothing is computed: shapes flow
+through the very modules that training runs, so every architecture, adapter and dropout counts itself.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.modeling_utils import AttentionInterface
+
+from burnish.models import attention, quicken
+from burnish.models.model import Model, bare
+
+NAME = "burnish-keeps"
+FEW, MORE = 8, 16  # tokens of a row that are tried: what they differ by is a token's own
+
+
+@dataclass
+class Kept:
+    """ids, source: bytes that a token of either side leaves.  hidden: by side, heads whose attention has dropout."""
+
+    ids: float
+    source: float
+    hidden: Counter[str]
+
+    def numbers(self, side: str) -> float:
+        return self.source if side == "source" else self.ids
+
+
+class _Attention(torch.autograd.Function):
+    """Attention as far as memory goes: it keeps its queries, keys and values (as models/attention.py does)."""
+
+    @staticmethod
+    def forward(context: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:  # type: ignore[override]
+        context.save_for_backward(query, key, value)
+        rows, heads, long = query.shape[:3]
+        return query.new_empty(rows, long, heads, value.shape[3])
+
+
+_hidden: ContextVar[Counter[str]] = ContextVar("_hidden")
+
+
+def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, *_: Any, **told: Any) -> tuple[Tensor, None]:
+    side = module._seat[1]
+    if told.get("dropout") and side != "cross" and (query.requires_grad or key.requires_grad):
+        _hidden.get()["source" if side == "source" else "ids"] += query.shape[1]
+    return _Attention.apply(query, key, value), None
+
+
+AttentionInterface.register(NAME, _attend)
+
+
+def kept(model: Model, element: int) -> Kept:
+    """Bytes that training keeps of each token.  element: bytes of a number between layers.
+
+    Raises whatever an architecture raises that looks at numbers, which there are none of.
+    """
+    quicken.install(model.hf)
+    dtype = torch.bfloat16 if element == 2 else torch.float32
+    with _counting(model, dtype) as hidden:
+        least = _saved(model, dtype, FEW, FEW)
+        dropped = Counter(hidden)
+        more = _saved(model, dtype, MORE, FEW)
+        source = _saved(model, dtype, FEW, MORE) if model.base.kind == "encoder-decoder" else least
+    each = 2 * (MORE - FEW)  # two rows
+    return Kept((more - least) / each, (source - least) / each, dropped)
+
+
+@contextmanager
+def _counting(model: Model, dtype: torch.dtype) -> Iterator[Counter[str]]:
+    """Within it the model computes as it will be trained, and its attention as far as memory goes."""
+    hf, was, own = model.hf, model.training, model.hf.config._attn_implementation
+    weights = {value: value.data for value in hf.parameters()}
+    for value in weights:
+        if value.is_meta and not getattr(value, "exact", False):  # its own layer casts it
+            value.data = value.data.to(dtype)
+    if own == attention.NAME:
+        hf.set_attn_implementation(NAME)
+    token = _hidden.set(Counter())
+    model.train()
+    try:
+        yield _hidden.get()
+    finally:
+        _hidden.reset(token)
+        hf.set_attn_implementation(own)
+        model.train(was)
+        for value, data in weights.items():
+            value.data = data
+
+
+def _saved(model: Model, dtype: torch.dtype, tokens: int, source: int) -> int:
+    """Bytes that autograd saves of two rows, weights aside."""
+    hf, found = model.hf, {}
+    table = hf.get_input_embeddings()
+    learns = any(value.requires_grad for value in table.parameters())
+
+    def words(long: int) -> Tensor:
+        made = torch.empty(2, long, table.weight.shape[1], dtype=dtype, device=model.device)
+        return made.requires_grad_() if learns else made
+
+    own = {value.untyped_storage()._cdata for value in hf.parameters()}
+
+    def note(value: Tensor) -> Tensor:
+        storage = value.untyped_storage()
+        if storage._cdata not in own:
+            found[storage._cdata] = storage  # held, so that no other takes its place
+        return value
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda value: value):
+        if model.base.kind == "encoder-decoder":
+            hf.base_model(inputs_embeds=words(source), decoder_inputs_embeds=words(tokens), use_cache=False)
+        elif model.base.kind == "decoder":
+            hf.base_model(inputs_embeds=words(tokens), use_cache=False)
+        elif model.head.kind == "language":  # an encoder has layers of its own before the output layer
+            with bare(hf.get_output_embeddings()):
+                hf(inputs_embeds=words(tokens))
+        else:
+            hf.base_model(inputs_embeds=words(tokens))
+    return sum(storage.nbytes() for storage in found.values())
