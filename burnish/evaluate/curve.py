@@ -7,7 +7,7 @@ weighed by how well they do (Bayes, on a grid).  The uncertainty covers which te
 for all points) and what another seed or another draw of the training rows would change: known from the rung's seeds
 where it has several, else between 1 and 16 % of the error.
 Measured on planted laws (tests/evaluate/test_curve.py repeats some, docs/log.md): the 95 % interval holds the truth in
-93 to 100 % of 12 kinds of curve.
+93 to 100 % of 18 kinds of curve.
 """
 
 from __future__ import annotations
