@@ -19,7 +19,8 @@ from burnish.data.rows import Bad, ShapeProblem, mostly, one
 from burnish.errors import DataError
 from burnish.records import Example, Message, Problem
 
-ASKED = {"labelled": "text", "prompt": "prompt", "instruction": "instruction"}  # what a bare line stands for
+# what a bare line stands for
+ASKED = {"labelled": "text", "prompt": "prompt", "instruction": "instruction", "preference": "prompt"}
 SLIP = ("data.files; names start at the task's folder", "the name")
 ANSWER = {"prompt": "completion", "instruction": "output", "labelled": "label"}
 
@@ -77,6 +78,7 @@ def _labelled(source: Source, labels: Sequence[str]) -> bool:
 
 def _answers(shape: str) -> tuple[str, ...]:
     own = {"labelled": ("label", "labels", "number"), "choices": ("answer", "letter", "index", "number")}
+    own |= {"preference": ("chosen", "rejected")}
     return {**own, "prompt": ("completion",), "instruction": ("output",)}.get(shape, ())
 
 
@@ -107,6 +109,10 @@ def _example(values: Mapping[str, Any], where: Any, shape: str, columns: Mapping
     if shape == "choices":
         asked: Example = module.question(values, columns, where)
         return asked
+    if shape == "preference":
+        unknown = {one(columns, role): mark for role, mark in (("chosen", "?"), ("rejected", "-"))}
+        ranked: Example = module.to_example({**values, **unknown} if "prompt" in columns else values, columns, where)
+        return replace(ranked, messages=ranked.prompt, choices=(), id="")
     answer = columns.get(ANSWER.get(shape, ""))
     told = {**values, answer: "?"} if isinstance(answer, str) else dict(values)
     example = module.to_example(told, columns, where)

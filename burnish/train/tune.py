@@ -111,8 +111,7 @@ def prepare(job: Job) -> Prepared:
         Batches(part.tokens, settings.batch_size, settings.micro_tokens, settings.seed, pad, corrupt)
         for part in (train, held)
     )
-    rate = kinds.load("adapters", job.rung).RATE * getattr(method, "RATE", 1.0)
-    planned = plan(settings, len(train.tokens), job.base.width, rate)
+    planned = plan(settings, len(train.tokens), job.base.width, kinds.load("adapters", job.rung).RATE)
     return Prepared(train, held, method, own, planned, batches, validation)
 
 

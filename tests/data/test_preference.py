@@ -12,6 +12,7 @@ import pytest
 from burnish.data import prepare as data
 from burnish.data.guess import choose
 from burnish.data.look import look
+from burnish.data.questions import questions
 from burnish.data.rows import Row, ShapeProblem
 from burnish.data.shapes import preference
 from burnish.data.validate import BadRows
@@ -137,6 +138,15 @@ def test_bad_rows_are_listed_with_their_lines(tmp_path: Path) -> None:
     with pytest.raises(BadRows, match=r"pairs.jsonl:7 rejected: is the same as chosen, remove the row"):
         data.prepare(task, tmp_path / "out")
     assert look(tmp_path / "pairs.jsonl").task == "prefer"
+
+
+def test_prompts_are_asked_without_answers(tmp_path: Path) -> None:
+    (tmp_path / "ask.jsonl").write_text(json.dumps({"prompt": "What is a heron?"}) + "\n")
+    columns = {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}
+    (asked,) = questions(str(tmp_path / "ask.jsonl"), "preference", columns)
+    assert asked.example is not None
+    assert asked.example.messages == (Message("user", "What is a heron?"),)
+    assert asked.example.choices == ()
 
 
 @pytest.mark.real

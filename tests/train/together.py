@@ -81,6 +81,8 @@ def everything(folder: Path, ranks: Ranks, size: str) -> dict[str, Any]:
         seen[name] = told(run(case, adapter, folder / name, ranks, steps))
     # two epochs of seven rows and one: the last step of each leaves a rank without rows
     seen["one row left"] = told(run(EXACT, "full", folder / "left", ranks, 4, batch_size=7))
+    pairs = ("dpo", "language", "pairs", "llama")  # the reference is shared out too
+    seen["dpo"] = told(run(pairs, "lora", folder / "dpo", ranks, steps))
     seen["sgd"] = told(run(EXACT, "full", folder / "sgd", ranks, 4, optimizer="sgd"))
     low = run(EXACT, "full", folder / "low", ranks, 4, precision="bf16")
     low.recompute = True
