@@ -6,7 +6,7 @@ The same code answers while the recipe is searched and when it is loaded from an
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -24,15 +24,23 @@ Recipe = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Asker:
-    """answerer: the base.  rows: training rows to find near ones among.  pools: indexes over them, by `alike`."""
+    """answerer: the base.  rows: training rows to find near ones among.  pools: indexes over them, by `alike`.
+
+    spoken: the Answerer in the words of each recipe.  leanings: answers to questions without content, each asked once.
+    """
 
     answerer: Answerer
     rows: Sequence[Example]
     pools: Mapping[str, Pool]
+    spoken: dict[tuple[object, ...], Answerer] = field(default_factory=dict)
+    leanings: dict[tuple[object, ...], Prediction] = field(default_factory=dict)
 
     def ready(self, recipe: Recipe) -> Answerer:
         """The Answerer in the recipe's words."""
-        return _labels.worded(self.answerer, recipe["instruction"], recipe["words"])
+        key = _said(recipe)
+        if key not in self.spoken:
+            self.spoken[key] = _labels.worded(self.answerer, recipe["instruction"], recipe["words"])
+        return self.spoken[key]
 
     def shown(self, recipe: Recipe, rows: Sequence[Example]) -> list[list[Example]]:
         """The demonstrations of each row, never the row itself."""
@@ -67,9 +75,8 @@ class Asker:
             made, fitting = self.asked(recipe, row, shown)
             prompts.append(made)
             kept.append(fitting)
-        told = {"plain": [_labels.in_labels(item, words) for item in ready.answer(prompts)]}
         if not calibrate or not ready.chooses:
-            return told, len(rows)
+            return {"plain": [_labels.in_labels(item, words) for item in ready.answer(prompts)]}, len(rows)
         places: dict[tuple[str, ...], Sequence[Example]] = {}
         keys = [tuple(item.id for item in fitting) for fitting in kept]
         for key, fitting in zip(keys, kept, strict=True):
@@ -80,11 +87,16 @@ class Asker:
             for key, fitting in places.items()
             for text in texts
         ]
-        said = [_labels.in_labels(item, words) for item in ready.answer(blanks)]
-        leaning = {key: said[i * len(texts) : (i + 1) * len(texts)] for i, key in enumerate(places)}
-        pairs = zip(told["plain"], keys, strict=True)
-        told["calibrated"] = [_labels.calibrated(item, leaning[key]) for item, key in pairs]
-        return told, len(rows) + len(blanks)
+        new = {(*_said(recipe), item.messages): item for item in blanks}
+        new = {key: item for key, item in new.items() if key not in self.leanings}
+        together = ready.answer([*prompts, *new.values()])  # what they share runs once
+        said = [_labels.in_labels(item, words) for item in together]
+        self.leanings.update(zip(new, said[len(rows) :], strict=True))
+        found = [self.leanings[*_said(recipe), item.messages] for item in blanks]
+        leaning = {key: found[i * len(texts) : (i + 1) * len(texts)] for i, key in enumerate(places)}
+        plain = said[: len(rows)]
+        fair = [_labels.calibrated(item, leaning[key]) for item, key in zip(plain, keys, strict=True)]
+        return {"plain": plain, "calibrated": fair}, len(rows) + len(new)
 
     def _passages(self, recipe: Recipe) -> list[int]:
         """ids of the passages' beginnings, sharing half of the context."""
@@ -94,6 +106,11 @@ class Asker:
             row = Example.from_json(item)
             ids += self.answerer.tokenizer.encode_plain(row.text or row.surface)[:share]
         return ids
+
+
+def _said(recipe: Recipe) -> tuple[object, ...]:
+    """What decides how a recipe's questions are worded and answered, besides their turns."""
+    return recipe["instruction"], tuple(sorted(recipe["words"].items()))
 
 
 def blank_texts(recipe: Recipe) -> Sequence[str]:

@@ -50,7 +50,9 @@ def behind(answerer: Answerer, form: Format, shown: Sequence[Example], row: Exam
         ids = answerer.encoding.prompt_ids(answerer.spoken(question, with_answer=False).messages)
         return len(ids) + room <= answerer.encoding.max_length
 
-    best, low, high = asked(0), 0, len(shown)
+    if fits(whole := asked(len(shown))):  # nearly always, and a prompt is long to write
+        return whole, len(shown)
+    best, low, high = asked(0), 0, len(shown) - 1
     while low < high:  # more demonstrations are never fewer tokens
         kept = (low + high + 1) // 2
         question = asked(kept)

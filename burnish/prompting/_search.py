@@ -2,7 +2,8 @@
 
 In: recipes, a way to ask them, rows, and how many questions may be put to the model.  Out: every candidate with its
 score, best first, and a trace of them.  Successive halving (Jamieson and Talwalkar 2016): what one candidate is asked,
-all of the same round are asked, so that they are compared on the same rows.
+all of the same round are asked, so that they are compared on the same rows.  One that is shown to be worse on them
+leaves at once (a race; Maron and Moore 1994); where all the questions left would tell none apart, none is asked.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from burnish import kinds, store
 from burnish.records import Example, Prediction
 
 FEWEST = 8  # rows below which a score says nothing
+ENOUGH = 100  # rows from which on one may give up telling candidates apart
+SURE = 2.0  # standard errors of a difference on the same rows
 Goodness = tuple[float, float]
 Ask = Callable[[Mapping[str, Any], Sequence[Example]], tuple[dict[str, list[Prediction]], int]]
 
 
-@dataclass
+@dataclass(eq=False)
 class Tried:
     """One candidate: its recipe, answers by variant (plain, calibrated), and how many questions they took."""
 
@@ -40,6 +43,10 @@ class Tried:
     @property
     def goodness(self) -> Goodness:
         return self.scores[self.best]
+
+    @property
+    def said(self) -> Sequence[Prediction]:
+        return self.answers[self.best]
 
     @property
     def rows(self) -> int:
@@ -75,7 +82,7 @@ class Search:
             self.skipped += len(alive) - most
             alive = [alive[i] for i in np.unique(np.linspace(0, len(alive) - 1, most).round().astype(int))]
         self.tried += alive
-        rounds = 1 if whole else max(int(np.ceil(np.log2(len(alive) + 1))), 1)
+        rounds = 1 if whole else max(int(np.ceil(np.log2(len(alive)))), 1)  # the last is between two
         done: list[Tried] = []
         for number in range(rounds):
             more = budget // ((rounds - number) * sum(self.price(item.recipe) for item in alive))
@@ -86,9 +93,36 @@ class Search:
             alive.sort(key=lambda item: item.goodness, reverse=True)  # stable: the first of equals is cheaper
             if size == len(self.trial) or number == rounds - 1:
                 break
-            half = (len(alive) + 1) // 2
-            alive, done = alive[:half], alive[half:] + done
+            half = alive[: (len(alive) + 1) // 2]
+            reach = min(size + budget // sum(self.price(item.recipe) for item in half), len(self.trial))
+            kept = self._hopeful(half, reach)
+            alive, done = kept, [item for item in alive if item not in kept] + done
+            if len(alive) == 1:
+                break
         return alive + done
+
+    def _hopeful(self, alive: Sequence[Tried], reach: int) -> list[Tried]:
+        """The leader and those not shown to be worse; the leader alone where even `reach` rows would not tell."""
+        leader, *others = alive
+        gaps = [self._gap(leader, item) for item in others]
+        shrunk = SURE * float(np.sqrt(leader.rows / reach))
+        if leader.rows >= ENOUGH and all(gap <= shrunk * error for gap, error in gaps):
+            return [leader]
+        return [leader, *(item for item, (gap, error) in zip(others, gaps, strict=True) if gap <= SURE * error)]
+
+    def _gap(self, one: Tried, other: Tried) -> tuple[float, float]:
+        """How much better one candidate is than the other on the rows of both, and its standard error (jackknife)."""
+        gap = one.goodness[0] - other.goodness[0]
+        if one.rows < FEWEST:
+            return gap, np.inf
+        module, rows = kinds.load("metrics", self.metric), self.trial[: one.rows]
+        told = [
+            module.components(*pair, self.labels) for item in (one, other) for pair in zip(rows, item.said, strict=True)
+        ]
+        tables = np.array(told, float).reshape(2, len(rows), -1)
+        first, second = np.array([module.value(np.delete(tables, i, axis=1)) for i in range(len(rows))]).T
+        error = float(np.sqrt((len(rows) - 1) * (first - second).var()))
+        return gap, error if error == error else np.inf
 
     def _ask(self, item: Tried, size: int) -> int:
         new = self.trial[item.rows : size]

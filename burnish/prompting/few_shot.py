@@ -52,7 +52,7 @@ class Settings:
         "try", "divide label shares by those of questions without content: where it helps, always or never"
     )
     encoder: str = setting("", "find near rows also by a model's vectors: its folder, or base; empty: by words alone")
-    budget: int = setting(2000, "questions put to the model while searching", low=10)
+    budget: int = setting(300, "questions put to the model while searching", low=10)
 
 
 def unfit(kind: str, goal: str, shape: str) -> str:

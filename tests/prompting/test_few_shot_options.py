@@ -245,6 +245,48 @@ class TestBudget:
         assert best[0].rows > best[-1].rows >= _search.FEWEST
         assert told.left >= 0
 
+    @staticmethod
+    def raced(scores, budget):
+        """A search among candidates that are right in so many of ten rows; the trial has 400."""
+        trial = [Example("labelled", Where("f", i), text=f"{i}", label="a") for i in range(400)]
+
+        def ask(recipe, part):
+            labels = ["a" if int(row.text) % 10 < scores[recipe["i"]] else "b" for row in part]
+            return {"plain": [Prediction(r.id, "", label=y) for r, y in zip(part, labels, strict=True)]}, len(part)
+
+        told = _search.Search("accuracy", ("a", "b"), trial, ask, budget, lambda text: None)
+        return told, told.among("x", [{"i": i} for i in range(len(scores))], 1.0)
+
+    def test_who_is_shown_to_be_worse_is_asked_no_more(self):
+        told, best = self.raced([0, 0, 10, 0, 0, 1], 2400)
+        assert best[0].recipe["i"] == 2
+        assert {item.rows for item in best} == {400 // 3}  # one round of three, and nobody is left to race with
+        assert told.left == 2400 - 6 * (400 // 3)
+
+    def test_candidates_that_no_question_would_tell_apart_are_asked_none(self):
+        told, best = self.raced([5] * 8, 3200)
+        assert best[0].recipe["i"] == 0  # the cheapest of equals
+        assert {item.rows for item in best} == {400 // 3}
+        assert told.left == 3200 - 8 * (400 // 3)
+
+    def test_few_rows_are_no_reason_to_give_up(self):
+        told, best = self.raced([5] * 4, 320)
+        assert [item.rows for item in best] == [120, 120, 40, 40]
+        assert told.left == 0
+
+    def test_a_question_without_content_is_asked_once_in_each_context(self, tmp_path_factory):
+        blank = []
+
+        def listens(shown, text):
+            if text in _labels.BLANK:
+                blank.append((text, tuple(shown)))
+            return mood(text) if text and len(shown) > 2 else "bad"
+
+        ready = stand(tmp_path_factory, listens)
+        made = search(ready, rows(topics(60, 0), mood), rows(topics(80, 1), mood), choose=["random"], calibrate="try")
+        assert made.shown["validation_rows"] == 80
+        assert len(blank) == len(set(blank)) > 3
+
 
 class TestVectors:
     @pytest.mark.parametrize("encoder", ["base", "folder"])
