@@ -278,6 +278,7 @@ def test_choices_are_the_answers_of_the_same_rows_without_their_end(ours: Tokeni
     prompt, choices = told.choice_ids(asked, said)
     opened = told.prompt_ids(asked)
     assert prompt[: len(opened)] == opened
+    assert prompt == opened or name == "qwen3"  # empty thoughts are no choice's; a space before it is
     for text, ids in zip(said, choices, strict=True):
         whole = [*opened, *told.answer_ids((*asked, Message("assistant", text)), opened)]
         assert whole[: len(prompt) + len(ids)] == [*prompt, *ids]
