@@ -65,7 +65,7 @@ def test_each_rank_reads_its_rows_and_all_have_the_base(
 def test_memory_stays_near_the_share(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """130 M weights, 260 MB in bfloat16, of which a rank keeps 130; the largest layer, lent for a trial, has 50."""
+    """136 M weights, 545 MB in the float32 of an ordinary load; a rank keeps 136 MB, two fetched layers take 134."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     source, large = tiny.folder("llama", tmp_path_factory), tmp_path / "models" / "large"
     shutil.copytree(source, tmp_path / "models" / "tiny-llama")
@@ -77,7 +77,7 @@ def test_memory_stays_near_the_share(
     hf = transformers.LlamaForCausalLM(transformers.LlamaConfig(**config)).bfloat16()
     hf.save_pretrained(large, max_shard_size="100MB")
     for told in apart_on_two("memory", tmp_path):
-        assert told["loaded"] - told["now"] < 230e6
+        assert told["loaded"] - told["now"] < 300e6
 
 
 @pytest.mark.slow
