@@ -1,8 +1,10 @@
-"""How well passages are found: BoolQ questions among their own passages, by our BM25 and by scikit-learn's TF-IDF.
+"""How well passages are found: by words, by a local model's vectors, by both fused, and by scikit-learn's TF-IDF.
 
-    BURNISH_SHARED=... python benchmarks/retrieval.py [--json]
+    BURNISH_SHARED=... python benchmarks/retrieval.py [--encoder=NAME ...] [--json]
 
-Every passage is a text file of its own, so that the right source of each question is known.
+boolq: questions among the encyclopedia passages they were asked of.  stories: summaries among the stories they are of.
+Every document is a text file of its own, so that the right source of each question is known.  NAME is a folder or a
+bundled model; relative ones start at BURNISH_SHARED.
 """
 
 from __future__ import annotations
@@ -12,65 +14,114 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from burnish.data import documents
+from burnish.generate.answer import Answerer
+from burnish.models import base as models
+from burnish.prompting import _encoder
+from burnish.prompting._encoder import Encoder
 from burnish.prompting._finder import KS, Finder
-from burnish.prompting._passages import hits, index, passages
+from burnish.prompting._passages import Passage, hits, index, passages, vectors
 from burnish.records import Example, Message, Where
 
 CHUNK = 150
+Pairs = Sequence[tuple[str, str]]
 
 
-def main() -> dict[str, object]:
-    """Hit rates and mean reciprocal rank of both, and seconds to read, to index and to answer."""
+def pairs(name: str) -> Pairs:
+    """(question, the document that answers it) of a set."""
+    shared = Path(os.environ["BURNISH_SHARED"], "data")
+    place, question, document = {
+        "boolq": ("bench-boolq", "question", "passage"),
+        "stories": ("summarise-stories", "response", "prompt"),
+    }[name]
+    rows = [json.loads(line) for line in (shared / place / "data.jsonl").read_text(encoding="utf-8").splitlines()]
+    first = 1 if name == "stories" else 0  # the first line is the instruction
+    return [(row[question], row[document].split("\n", first)[first]) for row in rows]
+
+
+def tfidf(pieces: Sequence[Passage], asked: Sequence[Example]) -> dict[str, object]:
+    """scikit-learn's defaults."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    told = Path(os.environ["BURNISH_SHARED"], "data", "bench-boolq", "data.jsonl").read_text(encoding="utf-8")
-    rows = [json.loads(line) for line in told.splitlines()]
+    words = TfidfVectorizer().fit([item.text for item in pieces])
+    alike = words.transform([row.prompt[0].content for row in asked]) @ words.transform([p.text for p in pieces]).T
+    ranked = [
+        [pieces[i].source == row.meta["source"] for i in np.argsort(-line, kind="stable")]
+        for row, line in zip(asked, alike.toarray(), strict=True)
+    ]
+    return hits(ranked, "source", KS).to_json()
+
+
+def found(name: str, encoders: Sequence[Encoder]) -> dict[str, object]:
+    """Hit rates and mean reciprocal rank of every way, and seconds to read, to index and to answer by words."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["BURNISH_HOME"] = f"{folder}/home"
-        texts = list(dict.fromkeys(row["passage"] for row in rows))
-        names = {text: f"{number:04}.txt" for number, text in enumerate(texts)}
-        for text, name in names.items():
-            Path(folder, name).write_text(text, encoding="utf-8")
+        told = pairs(name)
+        texts = list(dict.fromkeys(document for _, document in told))
+        files = {text: f"{number:04}.txt" for number, text in enumerate(texts)}
+        for text, file in files.items():
+            Path(folder, file).write_text(text, encoding="utf-8")
         clock = [time.monotonic()]
-        found = [documents.load(*item) for item in documents.find(sorted(names.values()), folder).items()]
+        read = [documents.load(*item) for item in documents.find(sorted(files.values()), folder).items()]
         clock.append(time.monotonic())
-        again = [documents.load(*item) for item in documents.find(sorted(names.values()), folder).items()]
-        assert again == found
+        assert [documents.load(*item) for item in documents.find(sorted(files.values()), folder).items()] == read
         clock.append(time.monotonic())
-        pieces = passages(found, CHUNK)
+        pieces = passages(read, CHUNK)
         finder = Finder(pieces, index(pieces, "words", None, None))
         clock.append(time.monotonic())
         asked = [
             Example(
                 "prompt",
-                Where("boolq", number),
-                (Message("user", row["question"]), Message("assistant", "yes")),
-                meta={"source": names[row["passage"]]},
+                Where(name, number),
+                (Message("user", question), Message("assistant", "yes")),
+                meta={"source": files[document]},
             )
-            for number, row in enumerate(rows)
+            for number, (question, document) in enumerate(told)
         ]
-        ours = finder.hits(asked, "answer")
+        ways: dict[str, object] = {"words": _hits(finder, asked)}
         clock.append(time.monotonic())
-        assert ours is not None
-        vectors = TfidfVectorizer().fit([item.text for item in pieces])
-        alike = vectors.transform([row["question"] for row in rows]) @ vectors.transform([p.text for p in pieces]).T
-        ranked = [
-            [pieces[i].source == names[row["passage"]] for i in np.argsort(-line, kind="stable")]
-            for row, line in zip(rows, alike.toarray(), strict=True)
-        ]
+        for encoder in encoders:
+            dense = vectors(pieces, encoder)
+            for mode in ("encoder", "fused"):
+                ways[f"{mode} {Path(encoder.reference['name']).name}"] = _hits(
+                    Finder(pieces, index(pieces, mode, dense, encoder)), asked
+                )
         seconds = dict(zip(("read", "read_again", "index", "find"), np.diff(clock).round(2).tolist(), strict=True))
-        theirs = hits(ranked, "source", KS)
-    sizes = {"questions": len(rows), "documents": len(texts), "passages": len(pieces)}
-    return {**sizes, "bm25": ours.to_json(), "tfidf": theirs.to_json(), "seconds": seconds}
+        ways["tfidf"] = tfidf(pieces, asked)
+    sizes = {"questions": len(asked), "documents": len(texts), "passages": len(pieces)}
+    return {**sizes, **ways, "seconds": seconds}
+
+
+def _hits(finder: Finder, asked: Sequence[Example]) -> dict[str, object]:
+    told = finder.hits(asked, "answer")
+    assert told is not None
+    return told.to_json()
+
+
+def encoder(name: str) -> Encoder:
+    """A model's folder as an encoder, without an answering model beside it."""
+    base = models.inspect(name, os.environ["BURNISH_SHARED"])
+    reference = {"name": name, "folder": str(base.folder.resolve()), "fingerprint": base.fingerprint}
+    ready: Answerer = _encoder._loaded(reference["folder"], base.fingerprint, 16384)
+    return Encoder(ready, reference)
+
+
+def main() -> dict[str, object]:
+    """Every set."""
+    names = [item.partition("=")[2] for item in sys.argv[1:] if item.startswith("--encoder=")]
+    encoders = [encoder(name) for name in names]
+    return {name: found(name, encoders) for name in ("boolq", "stories")}
 
 
 if __name__ == "__main__":
     result = main()
-    for key, value in result.items() if "--json" not in sys.argv else ():
-        print(f"{key:10} {value}")
+    for name, told in result.items() if "--json" not in sys.argv else ():
+        assert isinstance(told, dict)
+        for key, value in told.items():
+            print(f"{name:8} {key:28} {value}")
     print(json.dumps(result))
