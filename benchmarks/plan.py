@@ -293,7 +293,7 @@ def between(before: Any, after: Any) -> Any:
     """A machine whose rates lie between those before and after a run: neighbours come and go."""
     both = {size: zip(rates, after.products[size], strict=True) for size, rates in before.products.items()}
     products = {size: tuple(math.sqrt(a * b) for a, b in pairs) for size, pairs in both.items()}
-    rates = {name: math.sqrt(getattr(before, name) * getattr(after, name)) for name in ("stream", "call")}
+    rates = {name: math.sqrt(getattr(before, name) * getattr(after, name)) for name in ("stream", "draw", "call")}
     return replace(before, products=products, **rates)
 
 
@@ -377,7 +377,7 @@ def _errors(found: list[dict[str, Any]], constants: Any) -> dict[str, float]:
     return {"memory": float(off[0]), "seconds": float(off[1])}
 
 
-MEMORY = ("kept", "scratch", "logits", "loading", "update", "process", "kernel")
+MEMORY = ("scratch", "logits", "loading", "update", "process", "kernel")
 TIME = ("arithmetic", "stream", "attention", "words", "calls", "passes", "step", "compiling")
 
 

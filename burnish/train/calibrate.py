@@ -46,7 +46,7 @@ def machine(shape: Shape, element: int, device: torch.device) -> Machine:
         float(resident),
         float(shutil.disk_usage(home).free),
         {size: tuple(rates[_key(*size)]) for size in wanted if _key(*size) in rates},
-        **{name: rates[name] for name in ("stream", "call", "write", "read")},
+        **{name: rates[name] for name in ("stream", "draw", "call", "write", "read")},
         elapsed=time.time() - process.create_time(),
         gpu=float(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else 0.0,
     )
@@ -62,10 +62,10 @@ def _rates(sizes: list[tuple[int, int]], dtype: torch.dtype, device: torch.devic
     except (OSError, ValueError):
         rates = {}
     missing = [size for size in sizes if _key(*size) not in rates]
-    if not missing and "stream" in rates:
+    if not missing and "draw" in rates:
         return rates
-    if "stream" not in rates:
-        rates |= {"stream": _stream(dtype, device), "call": _call(device), **_disk(path.parent)}
+    if "draw" not in rates:
+        rates |= {"stream": _stream(dtype, device), "draw": _draw(device), "call": _call(device), **_disk(path.parent)}
     began = clock()
     for size in missing:
         if clock() - began < BUDGET:
@@ -114,6 +114,12 @@ def _stream(dtype: torch.dtype, device: torch.device) -> float:
     """Bytes a second that an element-wise operation reads and writes, its result allocated anew as in a model."""
     values = torch.randn(SMALL, device=device).to(dtype)
     return 2.0 * values.numel() * values.element_size() / _best(lambda: values * 2, device, 15)
+
+
+def _draw(device: torch.device) -> float:
+    """Random numbers a second, as dropout draws them."""
+    values = torch.empty(SMALL, dtype=torch.bool, device=device)
+    return values.numel() / _best(lambda: values.bernoulli_(0.9), device)
 
 
 def _call(device: torch.device) -> float:

@@ -114,6 +114,7 @@ def shape(model: Model, small: bool = False, above: int = 0, element: int = 4) -
         _side("ids", model, found, reached["ids"], times, told, element),
         _side("source", model, found, reached["source"], times, told, element),
         *(times * many for many in _calls(model, reached, above)),
+        whole=keeps.whole(model),
     )
 
 
@@ -152,7 +153,7 @@ def _side(
             kept[layer.block] = kept.get(layer.block, 0.0) + wide
     heads, wide = _heads(model, side)
     within, everywhere = times * sum(kept.values()), times * sum(widths.values())
-    every = 1.5 * within if told is None else told.numbers(side) / element
+    every = 1.5 * within if told is None else told.bytes[side] / element
     return Side(
         every,
         every * max(kept.values(), default=0.0) / max(within, 1.0),
@@ -162,6 +163,7 @@ def _side(
         times * len(widths) * wide,
         within / max(everywhere, 1.0),
         0 if told is None else told.hidden[side],
+        0.0 if told is None else told.drawn[side],
     )
 
 

@@ -15,25 +15,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.modeling_utils import AttentionInterface
 
 from burnish.models import attention, quicken
 from burnish.models.model import Model, bare
 
 NAME = "burnish-keeps"
+AFTER = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 FEW, MORE = 8, 16  # tokens of a row that are tried: what they differ by is a token's own
 
 
 @dataclass
 class Kept:
-    """ids, source: bytes that a token of either side leaves.  hidden: by side, heads whose attention has dropout."""
+    """By side: bytes that a token leaves, numbers of it that dropout draws, heads whose attention has dropout."""
 
-    ids: float
-    source: float
+    bytes: dict[str, float]
+    drawn: dict[str, float]
     hidden: Counter[str]
-
-    def numbers(self, side: str) -> float:
-        return self.source if side == "source" else self.ids
 
 
 class _Attention(torch.autograd.Function):
@@ -44,6 +43,17 @@ class _Attention(torch.autograd.Function):
         context.save_for_backward(query, key, value)
         rows, heads, long = query.shape[:3]
         return query.new_empty(rows, long, heads, value.shape[3])
+
+
+class _Draws(TorchDispatchMode):
+    """Counts the numbers that are drawn at random."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in (torch.ops.aten.bernoulli_, torch.ops.aten.bernoulli, torch.ops.aten.native_dropout):
+            self.count += args[0].numel()
+        return func(*args, **(kwargs or {}))
 
 
 _hidden: ContextVar[Counter[str]] = ContextVar("_hidden")
@@ -72,7 +82,8 @@ def kept(model: Model, element: int) -> Kept:
         more = _saved(model, dtype, MORE, FEW)
         source = _saved(model, dtype, FEW, MORE) if model.base.kind == "encoder-decoder" else least
     each = 2 * (MORE - FEW)  # two rows
-    return Kept((more - least) / each, (source - least) / each, dropped)
+    told = [{"ids": (a - b) / each, "source": (c - b) / each} for a, b, c in zip(more, least, source, strict=True)]
+    return Kept(*told, dropped)
 
 
 @contextmanager
@@ -97,8 +108,27 @@ def _counting(model: Model, dtype: torch.dtype) -> Iterator[Counter[str]]:
             value.data = data
 
 
-def _saved(model: Model, dtype: torch.dtype, tokens: int, source: int) -> int:
-    """Bytes that autograd saves of two rows, weights aside."""
+def whole(model: Model) -> bool:
+    """Whether a language model's logits are more than its output layer's, so that all are held at once (BART).
+
+    Told by running without that layer; what scales or caps them is known by its name in the configuration.
+    """
+    head = model.hf.get_output_embeddings() if model.head.kind == "language" else None
+    if head is None:
+        return False
+    if type(head) is not torch.nn.Linear or any(getattr(model.hf.config, name, None) for name in AFTER):
+        return True
+    words = torch.zeros(1, 1, model.hf.get_input_embeddings().weight.shape[1], device=model.device)
+    named = {"decoder_inputs_embeds": words} if model.base.kind == "encoder-decoder" else {}
+    try:
+        with torch.no_grad(), bare(head):
+            return bool(model.hf(inputs_embeds=words, **named).logits.shape[-1] != head.in_features)
+    except Exception:  # a bias of another width is added
+        return True
+
+
+def _saved(model: Model, dtype: torch.dtype, tokens: int, source: int) -> tuple[int, int]:
+    """Bytes that autograd saves of two rows, weights aside, and how many numbers are drawn at random."""
     hf, found = model.hf, {}
     table = hf.get_input_embeddings()
     learns = any(value.requires_grad for value in table.parameters())
@@ -115,7 +145,7 @@ def _saved(model: Model, dtype: torch.dtype, tokens: int, source: int) -> int:
             found[storage._cdata] = storage  # held, so that no other takes its place
         return value
 
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda value: value):
+    with _Draws() as draws, torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda value: value):
         if model.base.kind == "encoder-decoder":
             hf.base_model(inputs_embeds=words(source), decoder_inputs_embeds=words(tokens), use_cache=False)
         elif model.base.kind == "decoder":
@@ -125,4 +155,4 @@ def _saved(model: Model, dtype: torch.dtype, tokens: int, source: int) -> int:
                 hf(inputs_embeds=words(tokens))
         else:
             hf.base_model(inputs_embeds=words(tokens))
-    return sum(storage.nbytes() for storage in found.values())
+    return sum(storage.nbytes() for storage in found.values()), draws.count

@@ -43,6 +43,7 @@ class Side:
     inputs: numbers a token brings into those blocks.  widths: numbers between layers over all blocks.
     heads, attended: attention heads and their summed width, over all blocks.
     reached: share of the blocks that the backward pass goes through.  hidden: heads whose attention has dropout.
+    drawn: numbers of a token that dropout draws at random.
     """
 
     kept: float = 0.0
@@ -53,6 +54,7 @@ class Side:
     attended: int = 0
     reached: float = 1.0
     hidden: int = 0
+    drawn: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Shape:
     """A model with its adapter, as far as cost goes.
 
     parameters, trained, quantised: numbers, shared ones once; quantised ones lie in 4 bits.  files: bytes on disk.
+    whole: all logits are held at once, in float32 (the output layer is not the last step).
     calls: layers called for a micro-batch.  idle: those of them that no backward pass reaches.
     """
 
@@ -72,6 +75,7 @@ class Shape:
     source: Side = Side()
     calls: int = 0
     idle: int = 0
+    whole: bool = False
 
     @property
     def multiplications(self) -> int:
@@ -134,7 +138,7 @@ class Machine:
     memory: bytes this process may come to hold.  resident: bytes it holds already.  elapsed: seconds since it began.
     gpu: bytes of device memory, 0 without one.  disk: free bytes.
     products: floating-point operations a second of (forward, input gradient, weight gradient) by (inputs, outputs).
-    stream: bytes a second through an element-wise operation.  call: seconds of a tiny one, forward and backward.
+    stream: bytes a second through an element-wise operation.  draw: random numbers a second.  call: seconds of a tiny one, forward and backward.
     write, read: bytes a second to and from disk.
     """
 
@@ -143,6 +147,7 @@ class Machine:
     disk: float
     products: Mapping[tuple[int, int], tuple[float, float, float]]
     stream: float = 1e10
+    draw: float = 2e8
     call: float = 2e-5
     write: float = 2e8
     read: float = 1e9

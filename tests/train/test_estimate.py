@@ -137,7 +137,7 @@ def test_nothing_below_the_lowest_trained_layer_is_kept_or_run_backward(
     for name, value in model.hf.named_parameters():
         value.requires_grad_("layers.1." in name)
     top = describe.shape(model)
-    assert top.ids.kept == pytest.approx(whole.ids.kept / 2, rel=0.05)
+    assert top.ids.kept == pytest.approx(whole.ids.kept / 2, rel=0.1)  # and the last norm
     assert (top.ids.reached, whole.ids.reached) == (0.5, 1.0)
     assert top.ids.widths == whole.ids.widths
     assert {item.count for item in top.linears if not item.backward} == {1, 2}

@@ -40,8 +40,8 @@ def test_a_skeleton_says_what_a_pack_keeps(kind: str, rung: str, tmp_path_factor
     base = models.inspect(str(tiny.folder(kind, tmp_path_factory)))
     skeleton = describe.skeleton(base, tiny.HEADS["language"], rung, tasks.resolve({"rungs": [rung], rung: own}))
     told = keeps.kept(skeleton, 4)
-    said = told.ids * sum(len(row.ids) for row in made)
-    said += told.source * sum(0 if row.source is None else len(row.source) for row in made)
+    said = told.bytes["ids"] * sum(len(row.ids) for row in made)
+    said += told.bytes["source"] * sum(0 if row.source is None else len(row.source) for row in made)
     assert sum(seen.values()) == pytest.approx(said, rel=0.1)
 
 
@@ -55,7 +55,8 @@ def test_attention_with_dropout_is_told_apart_and_the_model_is_left_as_it_was(
         was = model.training
         half, whole = keeps.kept(model, 2), keeps.kept(model, 4)
         assert half.hidden["ids"] == hidden
-        assert 1.8 < whole.ids / half.ids < 2.01
+        assert 1.8 < whole.bytes["ids"] / half.bytes["ids"] < 2.01
+        assert (whole.drawn["ids"] > 0) == (hidden > 0)
         assert {value.dtype for value in model.hf.parameters()} == {torch.float32}
         assert model.training == was
 
@@ -74,3 +75,11 @@ def test_an_architecture_that_cannot_run_without_weights_is_weighed_by_its_width
     told = describe.shape(model).ids
     assert told.kept == 1.5 * told.widths
     assert 0.6 < told.kept / known.kept < 1.7
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_it_is_known_where_all_logits_are_held_at_once(kind: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    base = models.inspect(str(tiny.folder(kind, tmp_path_factory)))
+    model = tiny.model(kind, "language", tmp_path_factory)
+    told = keeps.whole(describe.skeleton(base, tiny.HEADS["language"], "full", tasks.resolve({})))
+    assert told == (not model.lays_bare)
