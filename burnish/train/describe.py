@@ -307,7 +307,8 @@ def drawn(batches: Batches, steps: int) -> tuple[int, bool]:
         tried = min(steps, max(EXACT // batches.batch_size, 1))
         told = sum(int((batch.document > 0).sum()) for step in range(1, tried + 1) for batch in batches.step(step))
         return round(told * steps / tried), tried == steps
-    sizes = np.fromiter((row.length - (0 if row.source is None else len(row.source)) for row in batches.rows), np.int64, len(batches.rows))
+    lengths = (row.length - (0 if row.source is None else len(row.source)) for row in batches.rows)
+    sizes = np.fromiter(lengths, np.int64, len(batches.rows))
     whole, rest = divmod(steps, batches.per_epoch)
     last = [i for step in range(steps - rest + 1, steps + 1) for _, i in batches.drawn(step)]
     return int(whole * sizes.sum() + sizes[last].sum()), True

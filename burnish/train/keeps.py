@@ -82,8 +82,10 @@ def kept(model: Model, element: int) -> Kept:
         more = _saved(model, dtype, MORE, FEW)
         source = _saved(model, dtype, FEW, MORE) if model.base.kind == "encoder-decoder" else least
     each = 2 * (MORE - FEW)  # two rows
-    told = [{"ids": (a - b) / each, "source": (c - b) / each} for a, b, c in zip(more, least, source, strict=True)]
-    return Kept(*told, dropped)
+    saved, drawn = (
+        {"ids": (a - b) / each, "source": (c - b) / each} for a, b, c in zip(more, least, source, strict=True)
+    )
+    return Kept(saved, drawn, dropped)
 
 
 @contextmanager

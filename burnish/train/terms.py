@@ -138,7 +138,8 @@ class Machine:
     memory: bytes this process may come to hold.  resident: bytes it holds already.  elapsed: seconds since it began.
     gpu: bytes of device memory, 0 without one.  disk: free bytes.
     products: floating-point operations a second of (forward, input gradient, weight gradient) by (inputs, outputs).
-    stream: bytes a second through an element-wise operation.  draw: random numbers a second.  call: seconds of a tiny one, forward and backward.
+    stream: bytes a second through an element-wise operation.
+    draw: random numbers a second.  call: seconds of a tiny one, forward and backward.
     write, read: bytes a second to and from disk.
     """
 
