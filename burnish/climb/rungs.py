@@ -158,9 +158,12 @@ def train(job: Job, say: Say, watch: Callable[[Event], bool] = lambda event: Fal
 
 
 def unfit(ladder: Ladder, rung: str) -> str:
-    """Why a rung that asks makes no sense for this task; '' when it does."""
+    """Why a rung that asks makes no sense for this task, or cannot begin; '' when it can."""
     asks, trains = parts(rung)
-    reason = kinds.load("prompting", asks).unfit(ladder.base.kind, ladder.task.goal.task, ladder.prepared.shape)
+    module = kinds.load("prompting", asks)
+    reason = module.unfit(ladder.base.kind, ladder.task.goal.task, ladder.prepared.shape)
+    if not reason and hasattr(module, "lacks"):
+        reason = module.lacks(ladder.task.rung_settings[asks])
     if not reason and trains and ladder.trained.head != "language":
         return f"method {ladder.method} trains {trains} a head that reads no prompt; set method.kind: sft"
     return str(reason)

@@ -50,6 +50,12 @@ def unfit(kind: str, goal: str, shape: str) -> str:
     return "a text to go on from asks nothing that could be looked up" if shape == "document" else ""
 
 
+def lacks(settings: Mapping[str, Any]) -> str:
+    """What has to be set before this rung can begin; '' when nothing."""
+    missing = [name for name in ("documents", "k", "chunk") if not settings[name]]
+    return f"it has nothing to look in; set retrieval.{missing[0]}" if missing else ""
+
+
 def stale(recipe: Mapping[str, Any], settings: Mapping[str, Any], root: str) -> bool:
     """Whether a document has come, gone or changed since the recipe was made."""
     found = documents.find(settings["documents"], root)
@@ -61,8 +67,8 @@ def stale(recipe: Mapping[str, Any], settings: Mapping[str, Any], root: str) -> 
 def choose(world: World) -> Chosen:
     """The number, length and way of finding of passages that do best on validation rows."""
     settings = Settings(**world.settings)
-    if not settings.documents or not settings.k or not settings.chunk:
-        raise TaskError("retrieval has nothing to look in", "retrieval", "set retrieval.documents, k and chunk")
+    if missing := lacks(vars(settings)):
+        raise TaskError(f"retrieval cannot begin: {missing}", "retrieval", "name files or folders, and numbers")
     world.tell("retrieval: reading documents")
     read = [documents.load(*item) for item in documents.find(settings.documents, world.root).items()]
     encoder = _encoder.named(settings.encoder, world.root, world.answerer)

@@ -299,6 +299,12 @@ def test_an_encoder_without_a_language_head_gives_its_features(desk, tmp_path):
     ]
 
 
+def test_retrieval_without_documents_is_left_out_and_the_others_are_made(desk):
+    told = desk.climb(desk.task("llama", rungs=["baseline", "retrieval"]))
+    skipped = {item.rung: item.skipped for item in told.rungs}
+    assert skipped == {"baseline": "", "retrieval": "it has nothing to look in; set retrieval.documents"}
+
+
 class TestTooLong:
     """A verdict loses no row: one that is longer than the model reads is answered from what fits, and that is noted."""
 

@@ -66,7 +66,7 @@ def world(rung, kind, name, tmp_path_factory, seed=0, train=10, settings=None, *
         folder.mkdir(exist_ok=True)
         for i, row in enumerate(asking.documents(3, 9, 30)):
             (folder / f"{i}.txt").write_text(row.text)
-        told |= {"documents": [str(folder)], "chunk": [10], "budget": 20}
+        told |= {"documents": [str(folder)], "chunk": [10], "k": [1, 2, 3, 4], "budget": 20}
     return World(ready, rows(train, seed=1), rows(4, seed=2), metric, told | (settings or {}), seed), rows(4, seed=3)
 
 

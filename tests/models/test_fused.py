@@ -222,5 +222,5 @@ def test_bfloat16_packs_come_in_round_sizes(tmp_path_factory: Any) -> None:
     model = tiny.model("llama", "language", tmp_path_factory)
     pack = join(tiny.rows("llama", "answers", tmp_path_factory))
     assert pack.ends[-1] % 64
-    assert model._even(pack) is pack
-    assert model.to(torch.bfloat16)._even(pack).ids.shape[1] % 64 == 0
+    assert model.even(pack) is pack
+    assert model.to(torch.bfloat16).even(pack).ids.shape[1] % 64 == 0

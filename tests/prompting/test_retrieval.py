@@ -108,6 +108,9 @@ class TestChoice:
     def test_nothing_to_look_in_is_refused(self, own, home, tmp_path_factory):
         with pytest.raises(TaskError, match="nothing to look in"):
             retrieval.choose(world(reader(tmp_path_factory), home, **own))
+        told = {"documents": ["docs"], "k": [1], "chunk": [10]}
+        assert next(iter(own)) in retrieval.lacks(told | own)
+        assert retrieval.lacks(told) == ""
 
     @pytest.mark.parametrize(("kind", "shape"), [("encoder", "labelled"), ("decoder", "document")])
     def test_says_where_it_makes_no_sense(self, kind, shape):

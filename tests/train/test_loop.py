@@ -163,7 +163,7 @@ RESUMED = [
     (tiny.CASES[0], "full", {"optimizer": "adafactor", "precision": "bf16"}),
     (tiny.CASES[2], "full", {"micro_tokens": 20}),
 ]
-KIND = {"sft": "bart", "selfsupervised": "bert", "classify": "gpt2", "regress": "albert"}
+KIND = {"sft": "bart", "selfsupervised": "bert", "dpo": "llama", "classify": "gpt2", "regress": "albert"}
 
 
 @pytest.mark.parametrize(("case", "adapter", "own"), RESUMED)
