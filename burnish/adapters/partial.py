@@ -51,4 +51,16 @@ def attach(model: Model, settings: Mapping[str, Any], dropout: float, seed: int)
             value.requires_grad_(True)
 
 
-__all__ = ["CARRIES_BASE", "COST", "MERGES", "RATE", "Settings", "attach", "disabled", "merge", "save", "stored", "tensors"]
+__all__ = [
+    "CARRIES_BASE",
+    "COST",
+    "MERGES",
+    "RATE",
+    "Settings",
+    "attach",
+    "disabled",
+    "merge",
+    "save",
+    "stored",
+    "tensors",
+]

@@ -80,7 +80,11 @@ def _epsilon(module: nn.Module) -> float | None:
 
 
 def _is_norm(module: nn.Module) -> bool:
-    return type(module).__name__.endswith(("RMSNorm", "T5LayerNorm")) and _epsilon(module) is not None and hasattr(module, "weight")
+    return (
+        type(module).__name__.endswith(("RMSNorm", "T5LayerNorm"))
+        and _epsilon(module) is not None
+        and hasattr(module, "weight")
+    )
 
 
 def _norm(module: Any, hidden_states: Tensor) -> Tensor:
@@ -107,7 +111,7 @@ def _is_gelu(module: nn.Module) -> bool:
     return type(module).__name__ in ("NewGELUActivation", "FastGELUActivation")
 
 
-def _gelu(module: Any, input: Tensor) -> Tensor:  # noqa: A002 (their name)
+def _gelu(module: Any, input: Tensor) -> Tensor:
     """GELU's approximation in one operation that keeps its input, where transformers' five keep four results."""
     return nn.functional.gelu(input, approximate="tanh")
 

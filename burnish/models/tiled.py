@@ -17,7 +17,7 @@ from burnish.models.layout import Spans
 
 
 def fits(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether the tiles can work on these (T, H, D) and (S, Hkv, D): bfloat16 on such a processor, D a multiple of 16."""
+    """Whether the tiles can work on these (T, H, D) and (S, Hkv, D): bfloat16 on such a CPU, D a multiple of 16."""
     alike = q.shape[2] == k.shape[2] == v.shape[2] and q.shape[2] % 16 == 0
     return alike and q.dtype == k.dtype == v.dtype == torch.bfloat16 and q.device.type == "cpu" and _able()
 

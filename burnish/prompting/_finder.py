@@ -18,7 +18,12 @@ from burnish.tokens import ask
 
 KS = (1, 3, 5, 10)
 WORD = re.compile(r"\w+")
-WRITTEN = ("choose", "answer", "extract", "chat")  # goals whose answer may stand in a passage, unlike the name of a class
+WRITTEN = (
+    "choose",
+    "answer",
+    "extract",
+    "chat",
+)  # goals whose answer may stand in a passage, unlike the name of a class
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,7 @@ def shape(model: Model, small: bool = False, above: int = 0, element: int = 4) -
         four_bits = small and layer.block >= 0 and not layer.item.trained
         counted[replace(layer.item, backward=backward, quantised=four_bits)] += times if layer.block >= 0 else 1
     linears = tuple(replace(item, count=count) for item, count in counted.items())
+    calls, idle = _calls(model, reached, above)
     return Shape(
         load.count(hf.parameters()),
         load.count(model.trainable().values()),
@@ -113,8 +114,9 @@ def shape(model: Model, small: bool = False, above: int = 0, element: int = 4) -
         linears,
         _side("ids", model, found, reached["ids"], times, told, element),
         _side("source", model, found, reached["source"], times, told, element),
-        *(times * many for many in _calls(model, reached, above)),
-        whole=keeps.whole(model),
+        times * calls,
+        times * idle,
+        keeps.whole(model),
     )
 
 
