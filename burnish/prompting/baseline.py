@@ -1,4 +1,4 @@
-"""The floor under every rung: the most frequent class, the mean, one place or the length, whatever the text says."""
+"""The floor under every rung: the most frequent class or answer, the mean, one place or the length."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from burnish.prompting._world import Chosen, World
 from burnish.records import LETTERS, Example, Prediction
 
 COST = 0
+LIKELIHOODS = False  # it says what it says, and not how sure it is
+TEXTS = ("answer", "extract", "chat")
 LONGEST, SHORTEST = "longest", "shortest"
 
 
 def unfit(kind: str, goal: str, shape: str) -> str:
     """Why this rung makes no sense; '' when it does."""
-    usable = (goal in ("classify", "regress") and shape == "labelled") or goal in ("choose", "prefer")
-    return "" if usable else "there is no most frequent answer to a text"
+    labelled = goal in ("classify", "regress") and shape == "labelled"
+    usable = labelled or goal in ("choose", "prefer") or (goal in TEXTS and shape != "document")
+    return "" if usable else "there is no most frequent way to go on from a text"
 
 
 def choose(world: World) -> Chosen:
-    """The training rows' most frequent label (several: each one that more than half of them have), or the mean.
+    """The training rows' most frequent label (several: each one that more than half of them have), answer, or the mean.
 
     Of choices the one in the most frequent place, or the longest where that is right more often; of ranked answers the
     longer or the shorter.
@@ -33,6 +36,8 @@ def choose(world: World) -> Chosen:
     if world.answerer.contract.goal == "prefer":
         longer = sum(_by_length(row, LONGEST) == LETTERS[0] for row in world.train)
         told: Any = LONGEST if 2 * longer >= len(world.train) else SHORTEST
+    elif world.answerer.contract.goal in TEXTS:
+        told = Counter(row.answer for row in world.train).most_common(1)[0][0]
     elif world.answerer.contract.goal == "regress":
         told = sum(numbers) / max(len(numbers), 1)
     elif world.answerer.contract.multi:
@@ -51,7 +56,9 @@ def answer(
     """The same answer for every row."""
     always = recipe["always"]
     for row in rows:
-        if row.choices:
+        if answerer.contract.goal in TEXTS:
+            yield Prediction(row.id, str(row.where), text=always)
+        elif row.choices:
             place = LETTERS[min(LETTERS.find(always), len(row.choices) - 1)]
             label = _by_length(row, always) if always in (LONGEST, SHORTEST) else place
             yield Prediction(row.id, str(row.where), label=label)

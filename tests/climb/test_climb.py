@@ -305,6 +305,19 @@ def test_retrieval_without_documents_is_left_out_and_the_others_are_made(desk):
     assert skipped == {"baseline": "", "retrieval": "it has nothing to look in; set retrieval.documents"}
 
 
+@pytest.mark.parametrize(("metric", "reason"), [("exact-match", ""), ("perplexity", "it gives no likelihoods")])
+def test_answers_have_a_floor_too(metric, reason, desk):
+    rows = [{"prompt": row["text"], "completion": "none" if i % 3 else row["text"]} for i, row in enumerate(labelled())]
+    write(desk.folder / "asked.csv", rows)
+    told = desk.climb(desk.task(goal="answer", file="asked.csv", metric=metric, rungs=["baseline", "zero-shot"]))
+    floor = told.rungs[0]
+    assert floor.skipped.startswith(reason)
+    assert bool(floor.skipped) == bool(reason)
+    if not reason:
+        assert floor.settings["always"] == "none"
+        assert floor.scores[0].value > 0.4
+
+
 class TestTooLong:
     """A verdict loses no row: one that is longer than the model reads is answered from what fits, and that is noted."""
 

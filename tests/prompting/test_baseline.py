@@ -5,7 +5,7 @@ import pytest
 
 from burnish.prompting import baseline
 from burnish.prompting._world import World
-from burnish.records import Example, Where
+from burnish.records import Example, Message, Where
 
 
 def said(tmp_path_factory, labels, goal="classify", **own):
@@ -37,6 +37,18 @@ def test_the_most_frequent_place_or_the_longest_choice(tmp_path_factory):
     assert said(("B", ("aaa", "b")), ("B", ("aaa", "c")), ("A", ("aaa", "c"))) == ("B", "B")
     assert said(("A", ("aaa", "b")), ("B", ("a", "bbb")), ("C", ("a", "b", "ccc"))) == ("longest", "A")
     assert said(("C", ("aa", "b", "c")), ("C", ("a", "bb", "d"))) == ("C", "B")  # the last where there is no third
+
+
+def test_the_most_frequent_answer(tmp_path_factory):
+    """Where a third of the rows say the same, a tuned model that only says that has learned nothing."""
+    ready = asking.answerer("llama", tmp_path_factory, "answer", "prompt")
+    told = [Message("assistant", text) for text in ("{}", "one", "{}", "two")]
+    rows = [Example("prompt", Where("q", i), (Message("user", f"q{i}"), turn)) for i, turn in enumerate(told)]
+    made = baseline.choose(World(ready, rows, [], "exact-match", {}))
+    assert made.recipe == {"always": "{}"}
+    assert [item.text for item in baseline.answer(ready, made.recipe, {}, rows[:2])] == ["{}", "{}"]
+    assert baseline.unfit("decoder", "answer", "prompt") == ""
+    assert baseline.unfit("decoder", "write", "document")
 
 
 def test_the_mean(tmp_path_factory):
