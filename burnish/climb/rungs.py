@@ -162,9 +162,9 @@ def unfit(ladder: Ladder, rung: str) -> str:
     asks, trains = parts(rung)
     module = kinds.load("prompting", asks)
     reason = module.unfit(ladder.base.kind, ladder.task.goal.task, ladder.prepared.shape)
-    if not reason and not getattr(module, "LIKELIHOODS", True):
-        if kinds.constants("metrics", ladder.metric)["NEEDS"] == "nll":
-            reason = f"it gives no likelihoods, by which {ladder.metric} is reckoned"
+    likely = kinds.constants("metrics", ladder.metric)["NEEDS"] == "nll"
+    if not reason and likely and not getattr(module, "LIKELIHOODS", True):
+        reason = f"it gives no likelihoods, by which {ladder.metric} is reckoned"
     if not reason and hasattr(module, "lacks"):
         reason = module.lacks(ladder.task.rung_settings[asks])
     if not reason and trains and ladder.trained.head != "language":
