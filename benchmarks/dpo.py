@@ -54,7 +54,7 @@ def ours(job: Job, clock: Clock, pairs: list[Pair]) -> dict[str, Any]:
     from burnish.models import base, load, placement, quicken
     from burnish.task import Train
     from burnish.tokens.batch import Batches
-    from burnish.tokens.encode import Tokens
+    from burnish.tokens.rows import Tokens
     from burnish.train import loop, optim, reference
     from burnish.train.plan import plan
     from burnish.train.run import Run

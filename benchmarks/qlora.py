@@ -25,7 +25,7 @@ from burnish.models import base, load, quicken
 from burnish.models.base import Head
 from burnish.models.model import Model
 from burnish.tokens.batch import Batch, join
-from burnish.tokens.encode import Tokens
+from burnish.tokens.rows import Tokens
 from burnish.train.optim import Masters
 
 SHAPE = {

@@ -24,7 +24,7 @@ from burnish.models.model import Model
 from burnish.task import Train
 from burnish.tokens import tokenizer as tokenizers
 from burnish.tokens.batch import Batches, collate
-from burnish.tokens.encode import Tokens
+from burnish.tokens.rows import Tokens
 from burnish.train import loop
 from burnish.train.plan import plan
 

@@ -17,7 +17,7 @@ def train(job: Job, clock: Clock) -> None:
     from burnish.models import base, load, placement, quicken
     from burnish.task import Train
     from burnish.tokens.batch import Batches
-    from burnish.tokens.encode import Tokens
+    from burnish.tokens.rows import Tokens
     from burnish.train import loop, optim
     from burnish.train.plan import plan
     from burnish.train.run import Run

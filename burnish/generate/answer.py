@@ -23,7 +23,8 @@ from burnish.models.model import Model
 from burnish.records import LETTERS, Example, Message, Prediction
 from burnish.tokens import ask
 from burnish.tokens.contract import Contract
-from burnish.tokens.encode import Encoding, RowProblem, Tokens, led
+from burnish.tokens.encode import Encoding, RowProblem, led
+from burnish.tokens.rows import Tokens
 from burnish.tokens.tokenizer import Tokenizer
 
 NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+\.\d+|\d+(?:[.,]\d+)?|\.\d+)(?:[eE][-+]?\d+)?")

@@ -19,7 +19,7 @@ from burnish.generate import shared
 from burnish.generate.shared import Prefix, Tree
 from burnish.models.model import Model
 from burnish.tokens.batch import by_budget, collate
-from burnish.tokens.encode import Tokens
+from burnish.tokens.rows import Tokens
 
 CLOSE = 1e-4  # of the largest logit: differences below this are rounding's (float32 keeps 1e-7, summed over layers)
 

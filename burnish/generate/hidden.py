@@ -14,7 +14,7 @@ import numpy as np
 
 from burnish.errors import TokenError
 from burnish.methods.selfsupervised import _sentinels
-from burnish.tokens.encode import Tokens
+from burnish.tokens.rows import Tokens
 from burnish.tokens.tokenizer import Tokenizer
 
 PARTS = 7

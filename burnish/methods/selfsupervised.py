@@ -18,7 +18,7 @@ from burnish.kinds import setting
 from burnish.methods._losses import of_words
 from burnish.models.model import Outputs
 from burnish.tokens.batch import Batch
-from burnish.tokens.encode import Tokens
+from burnish.tokens.rows import Tokens
 from burnish.tokens.tokenizer import Tokenizer
 
 MODELS = ("decoder", "encoder", "encoder-decoder")

@@ -19,7 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from burnish.models.model import FIRST, SECOND, Model
 from burnish.tokens.batch import Batch, join
-from burnish.tokens.encode import Tokens
+from burnish.tokens.rows import Tokens
 
 
 class _Reached(Exception):

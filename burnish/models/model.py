@@ -23,7 +23,7 @@ from burnish.models.attention import Seat
 from burnish.models.base import Base, Head
 from burnish.models.layout import Layout, Spans, rounded
 from burnish.tokens.batch import Batch, filled, join
-from burnish.tokens.encode import Tokens
+from burnish.tokens.rows import Tokens
 
 LAYERS = {"full_attention", "sliding_attention"}  # what packed attention knows of a config's layer_types
 LOCAL = ("attention_chunk_size", "attention_types", "attention_window", "local_attention")  # short probes do not see it

@@ -17,7 +17,8 @@ from burnish.generate import engine
 from burnish.generate.answer import Answerer
 from burnish.prompting._world import World
 from burnish.records import Example, Problem
-from burnish.tokens.encode import RowProblem, Tokens
+from burnish.tokens.encode import RowProblem
+from burnish.tokens.rows import Tokens
 
 
 def features(answerer: Answerer, rows: Sequence[Example]) -> tuple[Tensor, list[str]]:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from burnish.tokens.encode import Tokens
+from burnish.tokens.rows import Tokens
 
 
 @dataclass(frozen=True)

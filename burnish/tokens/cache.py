@@ -17,14 +17,14 @@ from dataclasses import asdict, dataclass
 from functools import cache as once
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
 from burnish import records, store
 from burnish.records import Example, Problem
 from burnish.tokens.contract import Contract
-from burnish.tokens.encode import Count, Tokens
+from burnish.tokens.rows import Count, Rows, Tokens
 
 MANIFEST, ROWS = "manifest.json", "rows.json"
 PAIRED = ("ids", "weights", "source")  # of a pair's other row
@@ -147,15 +147,15 @@ def _read(folder: Path, warning: str) -> Kept:
         if (folder / f"{name}.npy").exists() and told["rows"]
     }
     problems = [Problem(**problem) for problem in told["problems"]]
-    return Kept(Rows(told["rows"], columns, told["labels"]), problems, Count(**told["count"]), warning)
+    return Kept(Stored(told["rows"], columns, told["labels"]), problems, Count(**told["count"]), warning)
 
 
 def _mapped(path: Path) -> np.ndarray:
     return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
 
 
-class Rows(Sequence[Tokens]):
-    """Rows that lie on disk, each made when it is asked for.  columns: name -> (all values, where each row's end)."""
+class Stored(Rows):
+    """Rows that lie on disk.  columns: name -> (all values, where each row's end)."""
 
     def __init__(self, size: int, columns: dict[str, tuple[np.ndarray, np.ndarray]], labels: list[Any] | None) -> None:
         self._size, self._columns, self._labels = size, columns, labels
@@ -163,18 +163,12 @@ class Rows(Sequence[Tokens]):
     def __len__(self) -> int:
         return self._size
 
-    @overload
-    def __getitem__(self, place: int) -> Tokens: ...
-    @overload
-    def __getitem__(self, place: slice) -> list[Tokens]: ...
-    def __getitem__(self, place: int | slice) -> Tokens | list[Tokens]:
-        if isinstance(place, slice):
-            return [self[i] for i in range(*place.indices(self._size))]
-        if not -self._size <= place < self._size:
-            raise IndexError(place)
-        i = place % self._size
-        parts = {name: values[ends[i - 1] if i else 0 : ends[i]] for name, (values, ends) in self._columns.items()}
-        label = self._labels[i] if self._labels else None
+    def make(self, place: int) -> Tokens:
+        parts = {
+            name: values[ends[place - 1] if place else 0 : ends[place]]
+            for name, (values, ends) in self._columns.items()
+        }
+        label = self._labels[place] if self._labels else None
         segments = parts.get("segments")
         example, where = (parts[name].tobytes().decode("utf-8", "surrogatepass") for name in ("example", "where"))
         other = [parts.get(f"rejected-{name}") for name in PAIRED]

@@ -22,7 +22,7 @@ from burnish.models.base import Base, Head
 from burnish.models.model import Model
 from burnish.task import Task
 from burnish.tokens.batch import Batches
-from burnish.tokens.encode import Tokens
+from burnish.tokens.rows import Tokens
 from burnish.train import keeps, optim
 from burnish.train.keeps import Kept
 from burnish.train.plan import Plan

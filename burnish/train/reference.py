@@ -17,7 +17,6 @@ from collections.abc import Generator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 import torch
@@ -27,7 +26,7 @@ from burnish.errors import Interrupted
 from burnish.methods import _losses
 from burnish.records import Event
 from burnish.tokens import cache
-from burnish.tokens.encode import Tokens
+from burnish.tokens.rows import Rows, Tokens
 from burnish.train import memory
 from burnish.train.run import Run
 
@@ -111,8 +110,8 @@ def _likelihoods(run: Run, name: str) -> np.ndarray:
     return np.asarray(run.ranks.sum(*values.flatten().tolist()), np.float32).reshape(values.shape)
 
 
-class Referred(Sequence[Tokens]):
-    """Rows that bring their reference, each made when it is asked for."""
+class Referred(Rows):
+    """Rows that bring their reference."""
 
     def __init__(self, rows: Sequence[Tokens], values: np.ndarray) -> None:
         self._rows, self._values = rows, values
@@ -120,11 +119,5 @@ class Referred(Sequence[Tokens]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    @overload
-    def __getitem__(self, place: int) -> Tokens: ...
-    @overload
-    def __getitem__(self, place: slice) -> list[Tokens]: ...
-    def __getitem__(self, place: int | slice) -> Tokens | list[Tokens]:
-        if isinstance(place, slice):
-            return [self[i] for i in range(*place.indices(len(self)))]
+    def make(self, place: int) -> Tokens:
         return replace(self._rows[place], reference=self._values[place])

@@ -22,7 +22,7 @@ from functools import cache as once
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ from burnish.records import Event
 from burnish.tokens import batch as batching
 from burnish.tokens import cache
 from burnish.tokens.batch import Batches
-from burnish.tokens.encode import Tokens
+from burnish.tokens.rows import Rows, Tokens
 from burnish.train import costs
 from burnish.train.terms import Machine, Work
 
@@ -174,7 +174,7 @@ def _write(stream: Any, bottom: Bottom, rows: Sequence[Tokens], tokens: int, bud
             yield start
 
 
-class Known(Sequence[Tokens]):
+class Known(Rows):
     """Rows that bring their states, read from a file when they are asked for (a mapped file would count as memory)."""
 
     def __init__(self, rows: Sequence[Tokens], path: Path, ends: np.ndarray) -> None:
@@ -186,14 +186,8 @@ class Known(Sequence[Tokens]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    @overload
-    def __getitem__(self, place: int) -> Tokens: ...
-    @overload
-    def __getitem__(self, place: slice) -> list[Tokens]: ...
-    def __getitem__(self, place: int | slice) -> Tokens | list[Tokens]:
-        if isinstance(place, slice):
-            return [self[i] for i in range(*place.indices(len(self)))]
-        return replace(self._rows[place], states=partial(self._states, place % len(self)))
+    def make(self, place: int) -> Tokens:
+        return replace(self._rows[place], states=partial(self._states, place))
 
     def _states(self, row: int) -> np.ndarray:
         first, last = (int(end) * self._width * self._dtype.itemsize for end in self._ends[row : row + 2])

@@ -30,7 +30,8 @@ from burnish.task import Task
 from burnish.tokens import ask, cache
 from burnish.tokens.batch import Batches
 from burnish.tokens.contract import Contract
-from burnish.tokens.encode import Count, Encoding, Tokens, encode_all
+from burnish.tokens.encode import Encoding, encode_all
+from burnish.tokens.rows import Count, Tokens
 from burnish.tokens.tokenizer import Tokenizer
 from burnish.train import calibrate, checkpoint, describe, estimate, loop, memory, optim, states
 from burnish.train.distributed import Ranks

@@ -15,7 +15,7 @@ from burnish.generate.hidden import hidden
 from burnish.records import Message
 from burnish.tokens import ask
 from burnish.tokens.batch import collate
-from burnish.tokens.encode import Tokens
+from burnish.tokens.rows import Tokens
 
 BASES = ("llama", "gpt2", "bart", "t5")
 

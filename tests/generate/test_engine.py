@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from burnish.generate import engine
 from burnish.generate.engine import Generated, Sampling
-from burnish.tokens.encode import Tokens
+from burnish.tokens.rows import Tokens
 
 KINDS = ("llama", "gpt2", "bart", "t5")
 ROUNDING = 1e-5  # nats: float32 sums in another order, over at most 30 tokens of a model with wide weights

@@ -15,7 +15,7 @@ from burnish.generate.shared import Tree
 from burnish.models import base, load
 from burnish.models.base import Head
 from burnish.models.model import Model
-from burnish.tokens.encode import Tokens
+from burnish.tokens.rows import Tokens
 
 EXACT = {"rel": 1e-6, "abs": 1e-6}  # float32 keeps 6e-8 of a sum; the tiny models' wide weights lose one digit
 FAMILIES = {  # what a prompt of 40 ids with answers behind it can be run as; windows are wider than what is tried

@@ -10,7 +10,7 @@ from burnish.errors import TokenError
 from burnish.methods import selfsupervised
 from burnish.methods.selfsupervised import Corruption, Settings
 from burnish.tokens.batch import Batches
-from burnish.tokens.encode import Tokens
+from burnish.tokens.rows import Tokens
 
 
 def noise(kind, made, **own):

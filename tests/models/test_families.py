@@ -12,7 +12,7 @@ import transformers
 from burnish.adapters import _lora, full, lora
 from burnish.models import base, load
 from burnish.tokens.batch import collate, join
-from burnish.tokens.encode import Tokens
+from burnish.tokens.rows import Tokens
 
 DECODERS = {
     "qwen2": {},

@@ -17,7 +17,7 @@ from burnish.models import base, load
 from burnish.models.base import Head
 from burnish.models.model import Model
 from burnish.tokens.batch import Batches, collate, join
-from burnish.tokens.encode import Tokens
+from burnish.tokens.rows import Tokens
 
 FAMILIES = {
     "llama": (transformers.LlamaForCausalLM, transformers.LlamaConfig, {}),

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from burnish.tokens.batch import Batch, Batches, by_budget, collate
-from burnish.tokens.encode import Tokens
+from burnish.tokens.rows import Tokens
 
 lengths = st.lists(st.integers(1, 30), min_size=1, max_size=40)
 

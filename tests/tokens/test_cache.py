@@ -14,7 +14,7 @@ from burnish import store
 from burnish.records import Example, Problem, Where
 from burnish.tokens import cache, encode
 from burnish.tokens.contract import Contract
-from burnish.tokens.encode import Count, Tokens
+from burnish.tokens.rows import Count, Tokens
 
 CONTRACT = Contract("answer", "instruction", "answers", "plain", "", 96, "error")
 

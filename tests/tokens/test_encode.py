@@ -22,7 +22,8 @@ from made_tokens import (
 )
 
 from burnish.records import Example, Message, Where
-from burnish.tokens.encode import RowProblem, Tokens, encode_all
+from burnish.tokens.encode import RowProblem, encode_all
+from burnish.tokens.rows import Tokens
 from burnish.tokens.tokenizer import Tokenizer
 
 RAW = template("raw")
