@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +37,7 @@ from burnish.tokens.ask import readable
 from burnish.tokens.encode import encode_all
 
 Say = Callable[[str, Event], None]
+CHOOSING = 500  # validation rows by which the pair of the verdict's claim is chosen
 
 
 def judge(
@@ -154,13 +156,16 @@ def question(
 ) -> tuple[str, ...]:
     """The rung that trains and the one that does not whose difference is the verdict's one claim.
 
-    Where a side has several rungs, the one that does best on the validation rows; () where a side has none.
+    Where a side has several rungs, the one that does best on (at most CHOOSING of) the validation rows; () where a
+    side has none.
     """
     tuned = [item for item in results if trains(item.rung)]
     asked = [item for item in results if not trains(item.rung) and item.rung != "baseline"]
     rows = ladder.rows("validation") if len(tuned) > 1 or len(asked) > 1 else []
     if not tuned or not asked or (not rows and len(tuned) + len(asked) > 2):
         return ()
+    if len(rows) > CHOOSING:  # any choice is fair that knows nothing of the test rows; a dear prompt is asked them all
+        rows = [rows[i] for i in sorted(random.Random(0).sample(range(len(rows)), CHOOSING))]
     asker = Asker(ladder, rows, "validation", say, model)
 
     def value(item: RungResult) -> float:

@@ -7,6 +7,7 @@ from conftest import labelled, write
 
 from burnish import store
 from burnish.artifact import load
+from burnish.climb import judge
 from burnish.climb.run import climb
 from burnish.climb.rungs import nested
 from burnish.errors import TaskError
@@ -134,13 +135,19 @@ class TestOpenings:
         assert "every p of this verdict is multiplied by 2" in told.verdict.notes[0]
 
 
-def test_the_pair_that_speaks_is_chosen_on_validation_rows(desk):
+def test_the_pair_that_speaks_is_chosen_on_some_validation_rows(desk, monkeypatch):
+    monkeypatch.setattr(judge, "CHOOSING", 4)
     told = climb(desk.task(rungs=["zero-shot", "few-shot", "lora", "full"]), False, HEAR)
     assert [item.claim for item in told.comparisons].count(True) == 1
     pair = next(item for item in told.comparisons if item.claim)
     assert pair.a in ("zero-shot", "few-shot")
     assert pair.b in ("lora", "full")
-    assert (Path(told.folder) / "rungs" / "lora" / "predictions" / "validation.jsonl").exists()
+    asked = [
+        list(store.read_jsonl(Path(told.folder) / "rungs" / name / "predictions" / "validation.jsonl"))
+        for name in ("few-shot", "lora")
+    ]
+    assert [len(rows) for rows in asked] == [4, 4]  # of 6
+    assert [row["id"] for row in asked[0]] == [row["id"] for row in asked[1]]
 
 
 def test_every_rung_has_a_cost_from_its_own_records(desk):
