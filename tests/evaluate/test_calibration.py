@@ -48,5 +48,6 @@ def test_every_case_of_the_benchmark(simulated):
     simulated.RESAMPLES = 200
     for case in simulated.NULLS:
         if case.n <= 120:
-            least = 0.0 if case.alike or case.openings > 1 or case.seeds > 1 else 0.02
+            # 300 draws of 4 % are 12 with a deviation of 3.4: a bound of three deviations either side
+            least = 0.0 if case.alike or case.openings > 1 or case.seeds > 1 else 0.005
             assert least <= simulated.claims(case, 300)[0] <= 0.085, case
