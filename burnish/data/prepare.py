@@ -1,8 +1,7 @@
 """The data floor's door: `look` says what a file seems to be, `prepare` turns files into train, validation and test.
 
 In: a Task (or a file name).  Out: a folder with train.jsonl, validation.jsonl, test.jsonl (Examples), dropped.jsonl,
-problems.jsonl and card.json, which is written last: a folder with a card is whole.  Rows are read once and spooled to
-disk; in memory each is a few numbers (`Ledger`), so that files larger than memory pass through.
+problems.jsonl and card.json, which is written last: a folder with a card is whole.
 """
 
 from __future__ import annotations
@@ -11,34 +10,24 @@ import hashlib
 import json
 import os
 import shutil
-from array import array
-from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 
 from burnish import store
 from burnish.data import readers
-from burnish.data.duplicates import SPAN, Groups, Indices, NearDuplicates, key, normal, runs
-from burnish.data.files import Source
-from burnish.data.guess import Choice
-from burnish.data.look import KEPT, Guess, decide, load, look
-from burnish.data.rows import SHOWN, Bad, counted
-from burnish.data.split import NAMES, TEST, TRAIN, VALIDATION, drawn, split
-from burnish.data.validate import CLASSES, BadRows, Remarks, label_warnings, ordered, spellings, told
+from burnish.data.look import KEPT, Guess, look
+from burnish.data.preparation import Preparation
+from burnish.data.split import NAMES, TEST, TRAIN, VALIDATION
 from burnish.errors import DataError
-from burnish.records import Example, Label, Problem, Where
+from burnish.records import Example, Problem
 from burnish.task import Task
 
 __all__ = ["Guess", "Prepared", "examples", "iterate", "look", "prepare"]
-
-SHARED_PROMPT = 10  # rows with one prompt up to which they are taken for one question asked again
-DROPPED = -1
 
 
 @dataclass(frozen=True)
@@ -52,27 +41,6 @@ class Prepared:
     multi: bool
     card: dict[str, Any]
     problems: list[Problem]
-
-
-@dataclass
-class Ledger:
-    """What stays in memory of each good row: about 60 bytes."""
-
-    file: array[int] = field(default_factory=lambda: array("I"))
-    line: array[int] = field(default_factory=lambda: array("q"))
-    offset: array[int] = field(default_factory=lambda: array("q"))  # in the spool
-    id: array[int] = field(default_factory=lambda: array("Q"))
-    exact: array[int] = field(default_factory=lambda: array("Q"))  # of everything but the label
-    prompt: array[int] = field(default_factory=lambda: array("Q"))  # of what stands before the answer; 0: none
-    label: array[int] = field(default_factory=lambda: array("i"))  # index into the labels seen; -1: none, or a number
-    value: array[float] = field(default_factory=lambda: array("d"))
-    letters: array[int] = field(default_factory=lambda: array("I"))
-
-    def __len__(self) -> int:
-        return len(self.line)
-
-    def column(self, name: str, kind: Any) -> Any:
-        return np.frombuffer(getattr(self, name), kind) if len(self) else np.zeros(0, kind)
 
 
 # --- preparing -----------------------------------------------------------------------------------------------
@@ -115,7 +83,7 @@ def _prepare(task: Task, out: Path) -> Prepared:
     staging.mkdir(exist_ok=True)
     try:
         with store.disk_errors(out):
-            card, problems = _Preparation(task, roles, hashes, out, staging).run()
+            card, problems = Preparation(task, roles, hashes, out, staging).run()
         card = {"fingerprint": fingerprint, **card}
         store.write_json(out / "card.json", card)
     finally:
@@ -150,372 +118,6 @@ def _finished(out: Path, fingerprint: str) -> Prepared | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return _prepared(out, card, problems)
-
-
-class _Preparation:
-    """One run of `prepare`: what is known so far."""
-
-    def __init__(self, task: Task, roles: dict[Source, int], hashes: dict[str, str], out: Path, staging: Path) -> None:
-        self.task, self.settings, self.roles, self.hashes = task, task.data, roles, hashes
-        self.out, self.staging = out, staging
-        self.ledger = Ledger()
-        self.labels: dict[Label, int] = {}  # a class or several -> its index
-        self.problems: list[Problem] = []
-        self.count = 0
-        self.dropped: Counter[str] = Counter()
-        self.read: Counter[str] = Counter()
-        self.remarks = Remarks()
-        self.near = NearDuplicates(self.settings.near_duplicates) if 0 < self.settings.near_duplicates < 1 else None
-
-    def run(self) -> tuple[dict[str, Any], list[Problem]]:
-        main = [source for source, role in self.roles.items() if role == TRAIN]
-        self.mode = readers.text_mode(main, self.settings.shape, self.task.goal.task, self.settings.columns)
-        self.files = list(self.roles)
-        with (
-            (self.staging / "dropped.jsonl").open("w+", encoding="utf-8") as self.drops,
-            (self.staging / "more.jsonl").open(
-                "w+", encoding="utf-8"
-            ) as self.more,  # problems that memory does not hold
-            (self.staging / "rows.jsonl").open("w+b") as self.spool,
-        ):
-            self.choice, self.notes = self._guess(main)
-            self._read()
-            self.side = self._sides()
-            self._spelling()
-            self._exact()
-            if self.count and self.settings.on_problem == "stop":
-                self._stop()
-            if not (self.side != DROPPED).any():
-                self._stop("mend them: no usable row is left")
-            groups = self._groups()
-            self._own_tests(groups)
-            self._limit()
-            self._split(groups)
-            return self._write(groups), [*self.problems, *self.warnings]
-
-    def _guess(self, main: list[Source]) -> tuple[Choice, list[str]]:
-        try:
-            return decide(main, self.mode, self.settings, self.task.goal.task)
-        except BadRows as problem:
-            self.problems, self.count = problem.problems, problem.count
-            self._stop()
-            raise
-
-    def _stop(self, do: str = "") -> None:
-        """Leave the list of problems, and say the first ones."""
-        self._list([])
-        raise BadRows(self.problems, self.count, str(self.out / "problems.jsonl"), do)
-
-    def _list(self, warnings: list[Problem]) -> None:
-        """Write problems.jsonl: by file and line as far as memory holds them, then the others, then the warnings."""
-        files = {source.name: at for at, source in enumerate(self.files)}
-        places = [problem.where.rpartition(":") for problem in self.problems]
-        order = sorted(range(len(places)), key=lambda at: (files[places[at][0]], int(places[at][2])))
-        self.problems = [self.problems[at] for at in order]
-        self.more.seek(0)
-        with (self.staging / "problems.jsonl").open("w", encoding="utf-8") as stream:
-            stream.writelines(_line(item.to_json()) for item in self.problems)
-            shutil.copyfileobj(self.more, stream)
-            stream.writelines(_line(item.to_json()) for item in warnings)
-            self._close(stream, "problems.jsonl")
-
-    # Pass 1: rows -> spool and ledger
-
-    def _read(self) -> None:
-        ledger, position = self.ledger, 0
-        for index, source in enumerate(self.files):
-            for item in load([source], self.mode, self.choice):
-                self.read[source.name] += 1
-                if isinstance(item, Bad):
-                    self._bad(item)
-                    continue
-                line = json.dumps(item.to_json(), ensure_ascii=False).encode() + b"\n"
-                self.spool.write(line)
-                turns = item.messages if not item.choices else item.prompt
-                said = [*(turn.content for turn in turns), *item.choices] or [item.text, item.pair or ""]
-                ledger.file.append(index)
-                ledger.line.append(item.where.line)
-                ledger.offset.append(position)
-                ledger.id.append(int(item.id, 16))
-                ledger.exact.append(key([f"{turn.role}" for turn in turns] + said))
-                ledger.prompt.append(key([turn.content for turn in item.prompt]) if turns else 0)
-                ledger.label.append(self._label(item))
-                ledger.value.append(item.label if isinstance(item.label, float) else 0.0)
-                ledger.letters.append(min(sum(map(len, said)), 2**32 - 1))
-                position += len(line)
-                if self.near:
-                    self.near.add(_near_text(item))
-                self.remarks.look(item)
-        self.spool.flush()
-
-    def _label(self, example: Example) -> int:
-        if example.label is None or isinstance(example.label, float):
-            return -1
-        if len(self.labels) > CLASSES and example.label not in self.labels:
-            column = self.choice.columns.get("label", "label")
-            raise DataError(
-                f"{column} holds more than {CLASSES:,} different values, so it is no class",
-                str(example.where),
-                "name the right column in data.columns, or set goal.task: regress for a number",
-            )
-        return self.labels.setdefault(example.label, len(self.labels))
-
-    def _bad(self, bad: Bad) -> None:
-        self.count += 1
-        problem = bad.problem
-        if len(self.problems) < KEPT:
-            self.problems.append(problem)
-        else:
-            self.more.write(_line(problem.to_json()))
-        self._drop_line("problem", bad.id, str(bad.where), f"{problem.what}, {problem.do}", bad.text)
-
-    def _drop_line(self, category: str, id: str, where: str, reason: str, text: str) -> None:
-        self.dropped[category] += 1
-        row = {"id": id, "where": where, "category": category, "reason": reason, "text": text}
-        self.drops.write(_line(row))
-
-    # One row again
-
-    def _where(self, row: int) -> Where:
-        return Where(self.files[self.ledger.file[row]].name, self.ledger.line[row])
-
-    def _example(self, row: int) -> Example:
-        self.spool.seek(self.ledger.offset[row])
-        return Example.from_json(json.loads(self.spool.readline()))
-
-    def _drop(self, row: int, category: str, reason: str) -> None:
-        self.side[row] = DROPPED
-        example = self._example(row)
-        self._drop_line(category, example.id, str(example.where), reason, example.surface[:SHOWN])
-
-    def _refuse(self, row: int, field: str, what: str, do: str) -> None:
-        self.side[row] = DROPPED
-        example = self._example(row)
-        self._bad(Bad(field, what, do, example.where, example.surface[:SHOWN], example.id))
-
-    # Between the passes: labels, duplicates, sides
-
-    def _sides(self) -> Any:
-        roles = np.array([self.roles[source] for source in self.files], np.int8)
-        return roles[self.ledger.column("file", np.uint32)] if len(self.ledger) else np.zeros(0, np.int8)
-
-    def _left(self) -> Indices:
-        return np.flatnonzero(self.side != DROPPED)
-
-    def _counts(self, rows: Any) -> Counter[str]:
-        """Rows per class; a row of several classes counts for each."""
-        known = list(self.labels)
-        found = Counter(self.ledger.column("label", np.int32)[rows].tolist())
-        counts: Counter[str] = Counter()
-        for index in sorted(found):
-            for label in _classes(known[index]) if index >= 0 else ():
-                counts[label] += found[index]
-        return counts
-
-    def _spelling(self) -> None:
-        """Refuse rows whose class is spelt like no other, or is not in data.labels."""
-        wrong = spellings(self._counts(self._left()), self.settings.labels)
-        known = list(self.labels)
-        bad = {at: next((label for label in _classes(one) if label in wrong), None) for at, one in enumerate(known)}
-        guilty = [at for at, label in bad.items() if label is not None]
-        column = self.choice.columns.get("label", self.choice.columns.get("labels", "label"))
-        for row in np.flatnonzero(np.isin(self.ledger.column("label", np.int32), guilty)).tolist():
-            what, do = wrong[bad[self.ledger.label[row]] or ""]
-            self._refuse(row, column if isinstance(column, str) else "label", what, do)
-
-    def _exact(self) -> None:
-        """Of equal texts with equal labels one row stays (test before validation before train, then the first)."""
-        ledger, self.twins = self.ledger, Groups()
-        noted = 0
-        for rows in runs(ledger.column("exact", np.uint64), self._left()):
-            ranked = sorted(rows.tolist(), key=lambda row: (-int(self.side[row]), row))
-            kept: dict[tuple[int, float], int] = {}
-            for row in ranked:
-                first = kept.setdefault((ledger.label[row], ledger.value[row]), row)
-                if first != row and self.side[first] != self.side[row]:
-                    self._drop(row, "also in your own test or validation", f"the same text is in {self._where(first)}")
-                elif first != row:
-                    self._drop(row, "exact duplicate", f"the same text and label as {self._where(first)}")
-            if len(kept) == 1:
-                continue
-            rivals = list(kept.values())
-            if ledger.label[rivals[0]] < 0:
-                noted += 1
-                for row in rivals[1:]:
-                    self.twins.join(rivals[0], row)
-                if noted == 1:
-                    self.remarks.add("with several numbers", str(self._where(rivals[0])), "settle on one number")
-                continue
-            known = list(self.labels)
-            for row in sorted(rivals):
-                other = next(other for other in rivals if other != row)
-                label, rival = (_told(known[ledger.label[at]]) for at in (row, other))
-                what = f'the same text is "{label}" here and "{rival}" in {self._where(other)}'
-                self._refuse(row, "label", what, "decide on one label, or remove both rows")
-
-    def _groups(self) -> Any:
-        """Rows that must not be parted: near duplicates, one text with several numbers, one prompt asked again."""
-        groups, left = self.twins, self._left()
-        if self.near:
-            for one, other in self.near.pairs(left, lambda row: _near_text(self._example(row))):
-                groups.join(one, other)
-            self.near.close()
-        prompts = self.ledger.column("prompt", np.uint64)
-        for rows in runs(prompts, left[prompts[left] != 0]):
-            if len(rows) <= SHARED_PROMPT:
-                for row in rows[1:].tolist():
-                    groups.join(int(rows[0]), row)
-        return groups.of(len(self.ledger))
-
-    def _own_tests(self, groups: Any) -> None:
-        """Take away training rows that come near a row of the person's own test or validation files."""
-        left = self._left()
-        if not self.settings.validation_files and not self.settings.test_files:
-            return
-        for rows in runs(groups, left):
-            judge = max(rows.tolist(), key=lambda row: (int(self.side[row]), -row))
-            for row in rows.tolist():
-                if self.side[row] < self.side[judge]:
-                    self._drop(row, "also in your own test or validation", f"nearly the same as {self._where(judge)}")
-
-    def _limit(self) -> None:
-        rows = np.flatnonzero(self.side == TRAIN)
-        if 0 < self.settings.limit < len(rows):
-            kept = drawn(self.ledger.column("id", np.uint64)[rows], self.settings.limit, self.settings.seed)
-            for row in rows[~kept].tolist():
-                self._drop(row, "limit", f"data.limit keeps {self.settings.limit:,} rows")
-
-    def _split(self, groups: Any) -> None:
-        rows = np.flatnonzero(self.side == TRAIN)
-        settings, ids = self.settings, self.ledger.column("id", np.uint64)
-        shares = (
-            0.0 if settings.validation_files else settings.validation,
-            0.0 if settings.test_files else settings.test,
-        )
-        self.side[rows] = split(ids[rows], groups[rows], self._strata(rows), *shares, settings.seed)
-
-    def _strata(self, rows: Any) -> Any:
-        """A number per row: its class; of several classes the rarest."""
-        counts = self._counts(rows)
-        names = {label: at for at, label in enumerate(ordered(counts))}
-        of = np.array(
-            [
-                names.get(min(_classes(one), key=lambda label: (counts[label], names.get(label, -1)), default=""), -1)
-                for one in self.labels
-            ]
-            + [-1],
-            np.int64,
-        )
-        return of[self.ledger.column("label", np.int32)[rows]]
-
-    # Pass 2: spool -> files
-
-    def _write(self, groups: Any) -> dict[str, Any]:
-        counts = {name: self._counts(self.side == at) for at, name in enumerate(NAMES)}
-        self.warnings = self._warnings(groups)
-        streams = [(self.staging / f"{name}.jsonl").open("wb") for name in NAMES]
-        self.spool.seek(0)
-        for side, line in zip(self.side.tolist(), self.spool, strict=True):
-            if side != DROPPED:
-                streams[side].write(line)
-        sizes = {}
-        for name, stream in zip(NAMES, streams, strict=True):
-            sizes[name] = stream.tell()
-            self._close(stream, f"{name}.jsonl")
-        self._close(self.drops, "dropped.jsonl")
-        self._list(self.warnings)
-        store.sync_folder(self.out)
-        left = self._left()
-        total = sum(counts.values(), Counter[str]())
-        labels = tuple(self.settings.labels) or ordered(total)
-        grouped = [len(rows) for rows in runs(groups, left)]
-        kept = Counter(self.files[index].name for index in self.ledger.column("file", np.uint32)[left].tolist())
-        letters = self.ledger.column("letters", np.uint32)[left]
-        return {
-            "shape": self.choice.shape,
-            "columns": self.choice.columns,
-            "guessed": list(self.choice.guessed),
-            "reading": str(self.choice),
-            "notes": self.notes,
-            "labels": list(labels) if self.labels else [],
-            "multi": any(isinstance(label, tuple) for label in self.labels),
-            "files": [
-                {
-                    "name": source.name,
-                    "use": "data" if self.roles[source] == TRAIN else NAMES[self.roles[source]],
-                    "sha256": self.hashes[source.name],
-                    "rows": self.read[source.name],
-                    "kept": kept[source.name],
-                }
-                for source in self.files
-            ],
-            "rows": {
-                "read": sum(self.read.values()),
-                "kept": len(left),
-                "dropped": dict(self.dropped),
-            },
-            "splits": {name: int((self.side == at).sum()) for at, name in enumerate(NAMES)},
-            "bytes": sizes,
-            "label_counts": {name: {label: found[label] for label in labels} for name, found in counts.items()},
-            "letters": dict(
-                zip(("min", "median", "p95", "max"), np.percentile(letters, [0, 50, 95, 100]).tolist(), strict=True)
-            ),
-            "groups": {"count": len(grouped), "rows": sum(grouped), "largest": max(grouped, default=1)},
-            "problems": self.count,
-            "first_problems": [told(problem) for problem in self.problems[:20]],
-            "warnings": [told(problem) for problem in self.warnings],
-        }
-
-    def _close(self, stream: Any, name: str) -> None:
-        """Make a staged file durable and put it in place."""
-        stream.flush()
-        os.fsync(stream.fileno())
-        stream.close()
-        (self.staging / name).replace(self.out / name)
-
-    def _warnings(self, groups: Any) -> list[Problem]:
-        left, data = self._left(), self.files[0].name
-        found = self.remarks.problems()
-        if self.labels and self.choice.shape != "choices":
-            several = any(isinstance(label, tuple) for label in self.labels)
-            found += label_warnings(self._counts(left), len(left), several)
-        if doubled := self.dropped["exact duplicate"]:
-            found.append(
-                Problem(f"{counted(doubled, 'exact duplicate')} dropped", data, "dropped.jsonl lists them", "note")
-            )
-        grouped = [len(rows) for rows in runs(groups, left)]
-        if grouped:
-            what = f"{counted(sum(grouped), 'row')} in {counted(len(grouped), 'group')} of near duplicates, not parted"
-            found.append(Problem(what, data, "", "note"))
-        if max(grouped, default=0) > max(10, 0.2 * len(left)):
-            what = f"one group of near duplicates holds {max(grouped):,} of {len(left):,} rows, so shares cannot be met"
-            found.append(Problem(what, data, "raise data.near_duplicates if the rows do differ", "warning"))
-        for at, name in enumerate(NAMES):
-            if not (self.side == at).any():
-                found.append(Problem(f"there are no {name} rows", data, f"add rows, or raise data.{name}", "warning"))
-        if len(left) < 100:
-            what = f"only {counted(len(left), 'row')}: a measured score will be uncertain"
-            found.append(Problem(what, data, "add rows, the test ones first", "warning"))
-        return found
-
-
-def _line(row: Mapping[str, Any]) -> str:
-    """A line of JSON that UTF-8 can hold, whatever the row held."""
-    return json.dumps(row, ensure_ascii=False).encode("utf-8", "replace").decode() + "\n"
-
-
-def _near_text(example: Example) -> str:
-    """What near duplicates share: the texts, or every turn but the system's."""
-    said = [turn.content for turn in example.messages if turn.role != "system"] or [example.text, example.pair or ""]
-    return normal("\n".join(said)[:SPAN])
-
-
-def _classes(label: Label) -> tuple[str, ...]:
-    return label if isinstance(label, tuple) else (str(label),)
-
-
-def _told(label: Label) -> str:
-    return ", ".join(_classes(label))[:60]
 
 
 # --- reading back --------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 from made_data import reviews, task, write
 
 from burnish.data import files
-from burnish.data import prepare as floor
+from burnish.data import preparation as floor
 from burnish.data.prepare import examples, iterate, look, prepare
 from burnish.data.split import NAMES
 from burnish.data.validate import BadRows, label_key, ordered, spellings, told
