@@ -44,7 +44,11 @@ def drawn(count: int, words: int) -> list[Pair]:
 
     draw = np.random.default_rng(0)
     sizes = np.clip(draw.lognormal(np.log([130, 55, 55]), [0.7, 0.75, 0.75], (count, 3)).astype(int), 4, 600)
-    return [tuple(draw.integers(4, words, size).tolist() for size in row) for row in sizes]  # type: ignore[misc]
+
+    def ids(size: int) -> list[int]:
+        return [int(i) for i in draw.integers(4, words, size)]
+
+    return [(ids(prompt), ids(chosen), ids(rejected)) for prompt, chosen, rejected in sizes.tolist()]
 
 
 def ours(job: Job, clock: Clock, pairs: list[Pair]) -> dict[str, Any]:

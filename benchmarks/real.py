@@ -71,11 +71,7 @@ SPECTRUM = {
 CASES: dict[str, dict[str, Any]] = SPECTRUM | {
     "sst2": {
         "goal": {"task": "classify", "target": 0.75},
-        "data": {
-            "files": ["data/sentiment-sst2/train.txt"],
-            "test_files": ["data/sentiment-sst2/dev.txt"],
-            "instruction": "Is this review negative or positive?",
-        },
+        "data": SPECTRUM["every-sst2"]["data"],
         "base": "burnish-tiny",
         "few-shot": {"shots": [4], "orders": 2},
         "train": {"epochs": 2},

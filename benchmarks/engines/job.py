@@ -106,7 +106,8 @@ class Clock:
         number = len(self.marks)
         self.first = self.first or time.time() - self.job.began
         if self.job.held and self.judge and (number * 8 // self.job.steps > (number - 1) * 8 // self.job.steps):
-            self.curve.append(self.judge([tuple(row) for row in json.loads(Path(self.job.held).read_text())]))  # type: ignore[misc]
+            held = [(ids, prompt, label) for ids, prompt, label in json.loads(Path(self.job.held).read_text())]
+            self.curve.append(self.judge(held))
         if number == self.job.steps:
             raise Enough
 

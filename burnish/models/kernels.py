@@ -32,7 +32,7 @@ ENDINGS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
 @cache
-def library() -> Any:
+def compiled() -> Any:
     """The compiled kernels, or None where there is no compiler, no memory to write to, or BURNISH_KERNELS=off."""
     compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
     if compiler is None or os.environ.get("BURNISH_KERNELS") == "off":
@@ -71,12 +71,12 @@ def fits(*tensors: Tensor) -> bool:
     """Whether the kernels can work on these: on the CPU, of one known dtype, without gaps."""
     kind = tensors[0].dtype
     known = kind in ENDINGS and all(item.device.type == "cpu" and item.dtype == kind for item in tensors)
-    return known and all(item.is_contiguous() for item in tensors) and library() is not None
+    return known and all(item.is_contiguous() for item in tensors) and compiled() is not None
 
 
 def call(name: str, *told: Any) -> None:
     """Run a kernel; tensors become addresses, floats C floats, whole numbers longs.  The first tensor has the dtype."""
-    function = getattr(library(), f"{name}_{ENDINGS[told[0].dtype]}")
+    function = getattr(compiled(), f"{name}_{ENDINGS[told[0].dtype]}")
     function(*[_c(item) for item in told])
 
 

@@ -24,8 +24,8 @@ def fits(q: Tensor, k: Tensor, v: Tensor) -> bool:
 
 @cache
 def _able() -> bool:
-    library = kernels.library()
-    return library is not None and bool(library.attends())
+    found = kernels.compiled()
+    return found is not None and bool(found.attends())
 
 
 class Tiled(torch.autograd.Function):

@@ -202,7 +202,7 @@ def key(bottom: Bottom, rows: Sequence[Tokens], budget: int) -> str:
     """
     digest = hashlib.sha256(bottom.fingerprint())
     digest.update(f"{budget} {torch.get_num_threads()} {bottom.model.device} {_code()}".encode())
-    digest.update(str(kernels.library() is not None).encode())
+    digest.update(str(kernels.compiled() is not None).encode())
     for row in rows:
         digest.update(f"{len(row.ids)} {row.segments is not None} ".encode() + np.asarray(row.ids, np.int64).tobytes())
         if row.segments is not None:

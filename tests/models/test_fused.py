@@ -25,8 +25,8 @@ DTYPES = pytest.mark.parametrize("dtype", list(ROOM), ids=["float64", "float32",
 def way(compiled: bool, monkeypatch: Any) -> bool:
     """With the kernels, or as on a machine without a compiler."""
     if not compiled:
-        monkeypatch.setattr(kernels, "library", lambda: None)
-    elif kernels.library() is None:
+        monkeypatch.setattr(kernels, "compiled", lambda: None)
+    elif kernels.compiled() is None:
         pytest.skip("no C++ compiler here")
     return compiled
 
