@@ -252,7 +252,7 @@ def kills(
             wrong.append(f"{command.home}: {'other weights' if different else f'exit code {code}'}\n{command.told()}")
         else:
             shutil.rmtree(command.home)
-    if seen["inside_a_save"] < 0.15 * count:
+    if count >= 20 and seen["inside_a_save"] < 0.15 * count:  # of five, none is inside once in twenty runs
         wrong.append(f"only {seen['inside_a_save']} kills were inside a save: the harness must aim better")
     if not seen["resumed"]:
         wrong.append("no start went on from a checkpoint: nothing was shown")
