@@ -52,18 +52,8 @@ def fit(run: Run) -> Iterator[Event]:
         if state.done:
             break
         clock = time.monotonic()
-        micro, loss = yield from memory.within(partial(_gradient, run, masters, step), run.smaller)
-        if settings.l1:
-            optim.add_l1(masters.values, settings.l1)
-        norm = ranks.whole(torch.nn.utils.clip_grad_norm_(masters.values.values(), settings.clip or math.inf)).item()
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            raise _not_finite(step, micro, loss)
-        rate = optim.rate(step, plan.steps, settings, plan.peak)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()
-        masters.round()
-        masters.clear()
+        micro, loss = yield from memory.within(partial(gradient, run, masters, step), run.smaller)
+        norm, rate = update(run, masters, optimizer, step, micro, loss)
         tokens = int(ranks.sum(sum(int((batch.document > 0).sum()) for batch in micro))[0])
         state.step, state.tokens, state.seconds = step, state.tokens + tokens, time.monotonic() - began
         yield Event(
@@ -104,7 +94,7 @@ def fit(run: Run) -> Iterator[Event]:
     )
 
 
-def _gradient(run: Run, masters: Masters, step: int) -> tuple[list[Batch], float]:
+def gradient(run: Run, masters: Masters, step: int) -> tuple[list[Batch], float]:
     """Put a step's gradient into the masters; returns its micro-batches and its loss per unit of weight, in float64."""
     masters.clear()
     noise = run.settings.seed * 1_000_003 + step + run.ranks.rank * 1_000_000_007
@@ -114,6 +104,29 @@ def _gradient(run: Run, masters: Masters, step: int) -> tuple[list[Batch], float
     loss = run.ranks.together(partial(_backward, run, micro, total))
     run.ranks.reduce(masters.values)
     return micro, run.ranks.sum(loss)[0]
+
+
+def update(
+    run: Run, masters: Masters, optimizer: torch.optim.Optimizer, step: int, micro: Sequence[Batch], loss: float
+) -> tuple[float, float]:
+    """Move the masters by a step's gradient, which is then gone; returns its norm and the learning rate.
+
+    Raises TrainError when loss or gradient is not finite, before any weight is touched.
+    """
+    settings = run.settings
+    if settings.l1:
+        optim.add_l1(masters.values, settings.l1)
+    gradients = torch.nn.utils.clip_grad_norm_(masters.values.values(), settings.clip or math.inf)
+    norm = run.ranks.whole(gradients).item()
+    if not math.isfinite(loss) or not math.isfinite(norm):
+        raise _not_finite(step, micro, loss)
+    rate = optim.rate(step, run.plan.steps, settings, run.plan.peak)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    masters.round()
+    masters.clear()
+    return norm, rate
 
 
 def _backward(run: Run, micro: Sequence[Batch], total: float) -> float:

@@ -192,7 +192,7 @@ def test_recomputing_changes_no_bit_and_keeps_less(kind, dropout, precision, ada
 
         masters = loop.Masters(run.model.hf, run.model.trainable(), run.precision)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
-            loop._gradient(run, masters, 1)
+            loop.gradient(run, masters, 1)
         kept[recompute] = sum(sizes)
         grads[recompute] = {name: value.grad for name, value in masters.values.items() if value.grad is not None}
     assert kept[True] < 0.5 * kept[False]
