@@ -207,6 +207,7 @@ def run_names(incomplete: str) -> list[str]:
 def perform(call: Call, verbs: Any, as_json: bool, debug: bool) -> int:
     """Call the verb, show what it returns, and say how it ended."""
     from burnish.cli import show
+    from burnish.cli.screen import Screen
 
     if not debug and not sys.warnoptions:
         warnings.simplefilter("ignore")  # libraries' notes to developers; Burnish's own warnings are events
@@ -229,12 +230,12 @@ def perform(call: Call, verbs: Any, as_json: bool, debug: bool) -> int:
             if not as_json and speaks:
                 from burnish.cli.progress import Progress
 
-                arguments["say"] = stack.enter_context(Progress(show.stderr()))
+                arguments["say"] = stack.enter_context(Progress(Screen(sys.stderr)))
         result = verb(**arguments)
     if not speaks:
         return 0
     with _readers_may_leave():
-        show.VIEWS[call.verb](show.stderr() if as_json else show.stdout(), result, call.arguments)
+        show.VIEWS[call.verb](Screen(sys.stderr if as_json else sys.stdout), result, call.arguments)
         if as_json:
             told = {"runs": result} if call.verb == "runs" else result
             print(json.dumps(_plain(told)))  # ASCII: no letter of a stranger reaches a terminal
@@ -272,7 +273,7 @@ def _stoppable() -> Iterator[None]:
 @contextlib.contextmanager
 def _readers_may_leave() -> Iterator[None]:
     """`burnish runs | head -1` ends quietly."""
-    from burnish.cli.show import silence
+    from burnish.cli.screen import silence
 
     try:
         yield
@@ -325,14 +326,14 @@ def as_error(problem: BaseException) -> BurnishError:
 
 def fail(problem: BurnishError, as_json: bool, debug: bool) -> int:
     """Say what went wrong, where, and what to do; returns the exit code."""
-    from burnish.cli import show
+    from burnish.cli.screen import Screen
 
     if debug:
         traceback.print_exception(problem)
     with _readers_may_leave():
         if as_json:
             print(json.dumps({"error": {**problem.to_json(), "exit_code": problem.exit_code}}))
-        show.stderr().error(problem)
+        Screen(sys.stderr).error(problem)
     return problem.exit_code
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from burnish.cli.screen import Screen
 from burnish.evaluate import plain
-
-if TYPE_CHECKING:
-    from burnish.cli.show import Screen
 
 STYLES = {"fits": "green", "tight": "yellow", "does not fit": "bold red"}
 

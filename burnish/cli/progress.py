@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.text import Text
 
 from burnish.cli import needs
-from burnish.cli.show import Screen
+from burnish.cli.screen import Screen
 from burnish.evaluate import plain
 from burnish.records import Event
 

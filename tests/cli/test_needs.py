@@ -8,12 +8,13 @@ import fake_workflow as fake
 
 from burnish.cli import needs, show
 from burnish.cli.progress import Progress
+from burnish.cli.screen import Screen
 from burnish.records import Event
 
 
 def told(*words: str, **asked: str) -> list[str]:
     stream = io.StringIO()
-    show.VIEWS["plan"](show.Screen(stream), fake.plan(*words, **asked), asked)
+    show.VIEWS["plan"](Screen(stream), fake.plan(*words, **asked), asked)
     return stream.getvalue().splitlines()
 
 
@@ -56,7 +57,7 @@ def test_the_first_line_of_a_run_tells_its_needs() -> None:
     stream = io.StringIO()
     counts = {f"tokens_{kind}": 9 for kind in ("trained", "masked", "cut")}
     numbers = {"method": "sft", "trained": 5, "parameters": 7, "rows": 3, "tokens": counts, "steps": 2, "per_epoch": 1}
-    with Progress(show.Screen(stream)) as say:
+    with Progress(Screen(stream)) as say:
         say("lora", Event("started", 0, 0.0, numbers | {"needs": fake.needs("tight")}))
     first = stream.getvalue().splitlines()[0]
     assert first.endswith("3.0 GB ± 10% of 21 GB: tight · 80 MB on disk")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from burnish.cli.progress import Progress
-from burnish.cli.show import Screen
+from burnish.cli.screen import Screen
 from burnish.records import Event
 
 

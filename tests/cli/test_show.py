@@ -10,6 +10,7 @@ import fake_workflow as fake
 import pytest
 
 from burnish.cli import show
+from burnish.cli.screen import Screen
 from burnish.records import RungResult
 
 
@@ -27,7 +28,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def told(view: str, value: Any, terminal: bool = False, **asked: Any) -> str:
     stream = Terminal() if terminal else io.StringIO()
-    show.VIEWS[view](show.Screen(stream), value, asked)
+    show.VIEWS[view](Screen(stream), value, asked)
     return stream.getvalue()
 
 
