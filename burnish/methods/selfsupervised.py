@@ -127,4 +127,9 @@ def _span_mask(open_: np.ndarray, settings: Settings, generator: np.random.Gener
         start = int(generator.choice(places))
         length = min(1 + int(generator.poisson(settings.span - 1)), wanted - int(hidden.sum()))
         hidden[start : start + length] = open_[start : start + length]
+    while (short := wanted - int(hidden.sum())) > 0:  # spans fell on one another: let them grow, no new one begins
+        beside = open_ & ~hidden & (np.append(hidden[1:], False) | np.append(False, hidden[:-1]))
+        if not beside.any():
+            break
+        hidden[np.flatnonzero(beside)[:short]] = True
     return hidden
