@@ -27,7 +27,9 @@ from burnish.tokens.encode import Encoding, RowProblem, led
 from burnish.tokens.rows import Tokens
 from burnish.tokens.tokenizer import Tokenizer
 
-NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+\.\d+|\d+(?:[.,]\d+)?|\.\d+)(?:[eE][-+]?\d+)?")
+NUMBER = re.compile(
+    r"[-+−]?(?:\d{1,3}(?:,\d{3}){2,}(?:\.\d+)?|\d{1,3},\d{3}\.\d+|\d+(?:[.,]\d+)?|\.\d+)(?:[eE][-+]?\d+)?"
+)
 CHUNK = 512
 
 
@@ -325,14 +327,15 @@ class Answerer:
 def read_number(text: str) -> float:
     """The first number in a text; NaN where there is none.  A single comma is read as a decimal point.
 
-    >>> [read_number(text) for text in ("It is 3.5.", "-.5", "2,5 kg", "1,234.5", "1e3")]
-    [3.5, -0.5, 2.5, 1234.5, 1000.0]
+    >>> [read_number(text) for text in ("It is 3.5.", "-.5", "2,5 kg", "1,234.5", "1,234,567", "1e3")]
+    [3.5, -0.5, 2.5, 1234.5, 1234567.0, 1000.0]
     """
     found = NUMBER.search(text)
     if not found:
         return math.nan
-    written = found.group()
-    return float(written.replace(",", "") if "," in written and "." in written else written.replace(",", "."))
+    written = found.group().replace("−", "-")
+    thousands = written.count(",") > 1 or ("," in written and "." in written)
+    return float(written.replace(",", "" if thousands else "."))
 
 
 def read_head(contract: Contract, blank: Prediction, logits: np.ndarray) -> Prediction:
