@@ -23,7 +23,7 @@ from pathlib import Path
 from burnish.data.prepare import look, prepare
 from burnish.data.validate import BadRows
 from burnish.errors import DataError
-from burnish.task import resolve
+from burnish.taskfile import resolve
 
 WORDS = ("the", "miller", "river", "lantern", "oak", "bread", "winter", "letter", "heron", "slow", "bright", "gold")
 PLACE = re.compile(r".+:\d+$", re.DOTALL)

@@ -32,10 +32,10 @@ def init(data: str, *, out: str = "task.yaml", base: str = "burnish-tiny", force
 
 def check(task: str, *, set: Sequence[str] = (), show: int = 0) -> dict[str, Any]:
     """Read the data as a run would; name problems by file and line."""
-    from burnish import task as tasks
+    from burnish import taskfile
     from burnish.climb import begin
 
-    return begin.check(tasks.read(task, set), show)
+    return begin.check(taskfile.read(task, set), show)
 
 
 def plan(task: str = "", *, rung: str = "", set: Sequence[str] = ()) -> dict[str, Any]:
@@ -43,8 +43,7 @@ def plan(task: str = "", *, rung: str = "", set: Sequence[str] = ()) -> dict[str
 
     Without a task: the largest well-known base that each rung could tune here.
     """
-    from burnish import kinds
-    from burnish import task as tasks
+    from burnish import kinds, taskfile
     from burnish.climb.foresee import foresee, tunable
     from burnish.climb.ladder import ready
 
@@ -53,7 +52,7 @@ def plan(task: str = "", *, rung: str = "", set: Sequence[str] = ()) -> dict[str
         raise TaskError(what, "--rung", do)
     if not task:
         return tunable()
-    return foresee(ready(tasks.read(task, set), begin=False), [rung] if rung else [])
+    return foresee(ready(taskfile.read(task, set), begin=False), [rung] if rung else [])
 
 
 def climb(
@@ -67,13 +66,13 @@ def climb(
     say: Say | None = None,
 ) -> Report:
     """Try every rung, cheapest first, and judge all on one test set."""
-    from burnish import task as tasks
+    from burnish import taskfile
     from burnish.climb.run import climb
 
     for name, value, least in (("--seeds", seeds, 1), ("--search", search, 0)):
         if value < least:
             raise TaskError(f"{name} must be at least {least}, not {value}", name, "raise it")
-    return climb(tasks.read(task, set), again, say or _quiet, seeds, search, curve)
+    return climb(taskfile.read(task, set), again, say or _quiet, seeds, search, curve)
 
 
 def train(
@@ -90,8 +89,7 @@ def train(
     say: Say | None = None,
 ) -> RungResult:
     """Train one rung; the test set stays closed."""
-    from burnish import kinds
-    from burnish import task as tasks
+    from burnish import kinds, taskfile
     from burnish.climb.ladder import ready
     from burnish.climb.rungs import make_trained
     from burnish.train import distributed, launch
@@ -100,7 +98,7 @@ def train(
         what, do = unknown("trained rung", rung, kinds.names("adapters"))
         raise TaskError(what, "--rung", do)
     cluster = launch.Cluster(devices or distributed.visible(), nodes, node_rank, rendezvous).checked()
-    ladder = ready(tasks.read(task, set))
+    ladder = ready(taskfile.read(task, set))
     if cluster.size > 1 and not launch.inside():
         words = {"task": task, "rung": rung, "set": list(set), "again": again, "shard": shard}
         return _together(words, cluster, ladder, say or _quiet)
@@ -140,15 +138,14 @@ def launch(
     """Write the Slurm script, or the commands, of several machines."""
     import shlex
 
-    from burnish import store
-    from burnish import task as tasks
+    from burnish import store, taskfile
     from burnish.train import launch
     from burnish.train.slurm import script
 
     launch.Cluster(devices, nodes, 0, "host:1").checked()
     words = [task, "--rung", rung, *(part for key in set for part in ("--set", key)), *(["--shard"] if shard else [])]
     if slurm:
-        text = script(words, f"{tasks.read(task, set).name}-{rung}", devices, nodes, limit)
+        text = script(words, f"{taskfile.read(task, set).name}-{rung}", devices, nodes, limit)
     else:
         alone = shlex.join(["burnish", "train", *words, "--devices", str(devices)])
         more = [f" --nodes {nodes} --node-rank {node} --rendezvous HOST:29500" for node in range(nodes)]
@@ -163,8 +160,7 @@ def evaluate(target: str, *, data: str = "", set: Sequence[str] = (), say: Say |
     from dataclasses import replace
 
     from burnish import artifact as artifacts
-    from burnish import store
-    from burnish import task as tasks
+    from burnish import store, taskfile
     from burnish.climb import past
     from burnish.climb.judge import judge, publish
     from burnish.climb.rungs import made
@@ -173,7 +169,7 @@ def evaluate(target: str, *, data: str = "", set: Sequence[str] = (), say: Say |
     run = past.run_of(folder)
     if run is None:
         raise BurnishError("This artifact's run is not here", str(folder), "evaluate it inside its run folder")
-    task, results = tasks.read(run / "task.yaml", set), made(run)
+    task, results = taskfile.read(run / "task.yaml", set), made(run)
     if folder != run:
         results = [result for result in results if Path(result.artifact).resolve() == folder.resolve()]
     if not results:
@@ -193,8 +189,7 @@ def evaluate(target: str, *, data: str = "", set: Sequence[str] = (), say: Say |
 def compare(a: str, b: str, *, data: str = "", say: Say | None = None) -> dict[str, Any]:
     """Say whether one of two artifacts is better by more than luck."""
     from burnish import artifact as artifacts
-    from burnish import store
-    from burnish import task as tasks
+    from burnish import store, taskfile
     from burnish.climb import openings, past
     from burnish.climb.judge import Asker, publish_pair
     from burnish.evaluate.compare import compared
@@ -206,7 +201,7 @@ def compare(a: str, b: str, *, data: str = "", say: Say | None = None) -> dict[s
         run = past.run_of(folder)
         if run is None:
             raise BurnishError("This artifact's run is not here", str(folder), "compare it inside its run folder")
-        task = tasks.read(run / "task.yaml")
+        task = taskfile.read(run / "task.yaml")
         ladder, rows, _ = past.other(task, run, artifacts.load(folder), data, suite) if data else past.own(task, run)
         sides.append((folder, run, ladder, rows))
     (first, run, ladder, rows), (second, other, _, theirs) = sides
@@ -245,7 +240,7 @@ def advise(task: str, *, set: Sequence[str] = (), changing: str = "", say: Say |
     """Say from cheap probes whether to fine-tune at all."""
     from typing import cast, get_args
 
-    from burnish import task as tasks
+    from burnish import taskfile
     from burnish.climb.ladder import ready
     from burnish.climb.probe import probe
     from burnish.evaluate import diagnose
@@ -253,7 +248,7 @@ def advise(task: str, *, set: Sequence[str] = (), changing: str = "", say: Say |
     if changing not in get_args(diagnose.Changing):
         what, do = unknown("value of --changing", changing, filter(None, get_args(diagnose.Changing)))
         raise TaskError(what, "--changing", do)
-    ladder = ready(tasks.read(task, set), begin=False)
+    ladder = ready(taskfile.read(task, set), begin=False)
     return diagnose.advise(probe(ladder, cast(diagnose.Changing, changing), say or _quiet)).to_json()
 
 
@@ -284,12 +279,12 @@ def runs() -> list[dict[str, Any]]:
 
 def demo(*, fast: bool = False, say: Say | None = None) -> Report:
     """Climb on the embedded base and reviews: nothing to download."""
-    from burnish import task as tasks
+    from burnish import taskfile
     from burnish.climb.run import climb
 
     path = _embedded("reviews/task.yaml")
     overrides = ["train.epochs=1", "few-shot.orders=1", "data.limit=300"] if fast else []
-    return climb(tasks.read(path, overrides), False, say or _quiet)
+    return climb(taskfile.read(path, overrides), False, say or _quiet)
 
 
 def _embedded(name: str) -> Path:

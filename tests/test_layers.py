@@ -19,12 +19,12 @@ from burnish import task
 ROOT = Path(burnish.__file__).parent
 # A file imports only from its left, or from its own area.
 LAYERS = (
-    *("errors", "kinds", "records", "task", "store", "database", "data", "metrics", "tokens", "models", "adapters"),
-    *("artifact", "methods", "generate", "prompting", "train", "evaluate", "climb", "export", "monitor", "interop"),
-    *("workflow", "serve", "cli"),
+    *("errors", "kinds", "records", "task", "taskfile", "store", "database", "data", "metrics", "tokens", "models"),
+    *("adapters", "artifact", "methods", "generate", "prompting", "train", "evaluate", "climb", "export", "monitor"),
+    *("interop", "workflow", "serve", "cli"),
 )
 KINDS = ("methods", "adapters", "data/shapes", "metrics", "prompting", "export")
-LIGHT = ("errors", "kinds", "records", "task", "store", "data", "metrics")
+LIGHT = ("errors", "kinds", "records", "task", "taskfile", "store", "data", "metrics")
 HEAVY = {"torch", "transformers", "scipy", "pandas", "sklearn"}
 UNSAFE_MODULES = ("pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")
 KEYS = 60  # of task.yaml's own sections: a new one comes with one taken away, or with a decision note

@@ -12,8 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from burnish import store
-from burnish import task as tasks
+from burnish import store, taskfile
 from burnish.climb.ladder import ready
 from burnish.data.look import look
 from burnish.data.prepare import iterate, prepare
@@ -52,7 +51,7 @@ def init(data: str, path: Path, base: str, force: bool) -> dict[str, Any]:
         "data": {"files": files, "shape": guess.shape, "columns": guess.columns, "on_problem": "drop"},
         "base": {"name": base if not Path(base).is_dir() else os.path.relpath(base, path.parent)},
     }
-    task = tasks.resolve({**told, "name": Path(data).stem}, str(path))
+    task = taskfile.resolve({**told, "name": Path(data).stem}, str(path))
     kept, first = _tried(task) if guess.rows < LOOKED else ({}, list(guess.first))
     if kept:
         bad, read = kept["problems"], kept["rows"]["read"]
@@ -65,12 +64,12 @@ def init(data: str, path: Path, base: str, force: bool) -> dict[str, Any]:
             told["data"]["labels"] = kept["labels"]
         if guess.task == "answer" and all(len(row.answer.split()) == 1 for row in first):
             told["goal"]["metric"] = "exact-match"  # of one word, overlap is all or nothing
-        task = tasks.resolve({**told, "name": Path(data).stem}, str(path))
+        task = taskfile.resolve({**told, "name": Path(data).stem}, str(path))
     note = (
         f"Written by `burnish init {data}` from {guess.rows:,} rows.  A key left out has the value shown here.\n"
         f"Next: `burnish check {path}`, then `burnish climb {path}`."
     )
-    store.write_text(path, tasks.write(task, note))
+    store.write_text(path, taskfile.write(task, note))
     return {
         "task_file": str(path),
         "shape": guess.shape,

@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from burnish import __version__, kinds, store
-from burnish import task as tasks
+from burnish import __version__, kinds, store, taskfile
 from burnish.data import prepare as data
 from burnish.data.prepare import Prepared
 from burnish.errors import TaskError
@@ -27,7 +26,7 @@ from burnish.models import base as models
 from burnish.models.base import Base
 from burnish.records import LETTERS, Example
 from burnish.store import slug
-from burnish.task import Task
+from burnish.task import Task, parts
 from burnish.tokens import ask
 from burnish.tokens.contract import Contract
 from burnish.tokens.template import Template
@@ -77,7 +76,7 @@ def rungs_of(task: Task, base: Base) -> tuple[str, ...]:
 
 def cost(rung: str) -> tuple[int, str]:
     """Where a rung stands on the ladder: smaller is cheaper, equals go by name; a stacked rung costs both its parts."""
-    told = zip(("prompting", "adapters"), tasks.parts(rung), strict=True)
+    told = zip(("prompting", "adapters"), parts(rung), strict=True)
     return sum(int(kinds.constants(kind, name)["COST"]) for kind, name in told if name), rung
 
 
@@ -107,7 +106,7 @@ def ready(task: Task, begin: bool = True) -> Ladder:
     key = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:8]
     folder = store.run_folder(f"{slug(task.name)}-{key}")
     if begin:
-        store.write_text(folder / "task.yaml", tasks.write(_anchored(task), "Every key of this run, as resolved."))
+        store.write_text(folder / "task.yaml", taskfile.write(_anchored(task), "Every key of this run, as resolved."))
         store.write_json(folder / "environment.json", environment())
     return Ladder(task, base, tokenizer, prepared, method, asked, trained, folder)
 

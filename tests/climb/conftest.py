@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import tiny
 
-from burnish import store
-from burnish import task as tasks
+from burnish import store, taskfile
 from burnish.climb.run import climb
+from burnish.task import Task
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 BRIEF = {
@@ -32,7 +32,7 @@ class Desk:
 
     def task(
         self, kind: str = "llama", goal: str = "classify", file: str = "rows.csv", metric: str = "auto", **own: Any
-    ) -> tasks.Task:
+    ) -> Task:
         values = {
             "goal": {"task": goal, "metric": metric},
             "data": {"files": [file], "instruction": "Mood?" if goal in ("classify", "regress") else ""},
@@ -40,9 +40,9 @@ class Desk:
         }
         for section, keys in [*BRIEF.items(), *own.items()]:
             values[section] = {**values.get(section, {}), **keys} if isinstance(keys, dict) else keys
-        return tasks.resolve(values, str(self.folder / "task.yaml"))
+        return taskfile.resolve(values, str(self.folder / "task.yaml"))
 
-    def climb(self, task: tasks.Task, again: bool = False) -> Any:
+    def climb(self, task: Task, again: bool = False) -> Any:
         self.heard.clear()
         return climb(task, again, self._hear)
 

@@ -10,8 +10,7 @@ import pytest
 from conftest import labelled, words, write
 
 from burnish import artifact as artifacts
-from burnish import store, workflow
-from burnish import task as tasks
+from burnish import store, taskfile, workflow
 from burnish.climb.run import climb
 from burnish.data import prepare
 from burnish.errors import Interrupted, TaskError
@@ -29,7 +28,7 @@ def test_everything_is_on_disk_and_every_score_can_be_traced(desk):
     told = desk.climb(desk.task())
     run = Path(told.folder)
     assert [item.rung for item in told.rungs] == ["baseline", "zero-shot", "few-shot", "lora", "full"]
-    resolved = tasks.read(run / "task.yaml")
+    resolved = taskfile.read(run / "task.yaml")
     assert resolved.train.epochs == 1
     assert resolved.method["kind"] == "classify"
     assert resolved.base.name == desk.task().base.name

@@ -4,13 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from burnish import task as tasks
+from burnish import taskfile
 from burnish.climb import ladder
 from burnish.data import prepare as data
 
 
 def task(folder, **own):
-    return tasks.resolve({"retrieval": {"documents": ["docs"], "encoder": "base"}, **own}, str(folder / "task.yaml"))
+    return taskfile.resolve({"retrieval": {"documents": ["docs"], "encoder": "base"}, **own}, str(folder / "task.yaml"))
 
 
 @pytest.mark.parametrize(("kind", "tried"), [("decoder", True), ("encoder-decoder", True), ("encoder", False)])

@@ -9,8 +9,7 @@ import pytest
 from conftest import write
 
 from burnish import artifact as artifacts
-from burnish import store
-from burnish import task as tasks
+from burnish import store, taskfile
 from burnish.climb import rungs
 from burnish.climb.foresee import foresee
 from burnish.climb.ladder import cost, ready, rungs_of
@@ -52,20 +51,20 @@ class TestNames:
     )
     def test_what_cannot_be_stacked_is_refused_with_the_nearest(self, rung, nearest, tmp_path):
         with pytest.raises(TaskError) as told:
-            tasks.resolve({"rungs": [rung]}, str(tmp_path / "task.yaml"))
+            taskfile.resolve({"rungs": [rung]}, str(tmp_path / "task.yaml"))
         assert told.value.what == f'Unknown rung "{rung}"'
         assert nearest in told.value.do
 
     def test_overrides_take_them_and_a_written_task_reads_back(self, tmp_path):
-        told = tasks.parse("base: burnish-tiny", ["rungs=[few-shot+lora, retrieval+prompt-tuning]"])
+        told = taskfile.parse("base: burnish-tiny", ["rungs=[few-shot+lora, retrieval+prompt-tuning]"])
         assert told.rungs == ("few-shot+lora", "retrieval+prompt-tuning")
-        assert tasks.parse(tasks.write(told)).rungs == told.rungs
+        assert taskfile.parse(taskfile.write(told)).rungs == told.rungs
 
     def test_they_train_and_stand_behind_both_their_parts(self):
         assert parts("few-shot+lora") == ("few-shot", "lora")
         assert [trains(name) for name in ("few-shot", "lora", "few-shot+lora")] == [False, True, True]
         assert cost("few-shot+lora")[0] == cost("few-shot")[0] + cost("lora")[0]
-        task = tasks.resolve({"rungs": ["full", "few-shot+lora", "few-shot+full", "lora", "few-shot"]})
+        task = taskfile.resolve({"rungs": ["full", "few-shot+lora", "few-shot+full", "lora", "few-shot"]})
         base = SimpleNamespace(kind="decoder", random=False)
         assert rungs_of(task, base) == ("few-shot", "lora", "few-shot+lora", "full", "few-shot+full")
 

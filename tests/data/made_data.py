@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from burnish.task import Task, resolve
+from burnish.task import Task
+from burnish.taskfile import resolve
 
 
 def write(folder: Path, name: str, content: str | bytes | Iterable[Any]) -> str:

@@ -17,7 +17,7 @@ from burnish.data.rows import Row, ShapeProblem
 from burnish.data.shapes import preference
 from burnish.data.validate import BadRows
 from burnish.records import Example, Message, Where
-from burnish.task import parse
+from burnish.taskfile import parse
 
 HERE = Where("pairs.jsonl", 3)
 WHOLE = "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: What is a heron?\n\nAssistant: "

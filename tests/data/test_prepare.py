@@ -15,7 +15,7 @@ from burnish.data.split import NAMES
 from burnish.data.validate import BadRows, label_key, ordered, spellings, told
 from burnish.errors import DataError
 from burnish.records import Example, Problem
-from burnish.task import read
+from burnish.taskfile import read
 
 
 def lines(path):

@@ -15,8 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import burnish
-from burnish import kinds
-from burnish import task as tasks
+from burnish import kinds, taskfile
 from burnish.cli import main
 from burnish.models import base as models
 from burnish.models import load
@@ -82,7 +81,7 @@ def test_published_parameter_counts_come_out_without_weights(
 ) -> None:
     """Sources: LoRA paper tables 2 and 4, PEFT's documentation."""
     base = Base("", Path("/nonexistent"), kind, config.to_dict(), 0, config.vocab_size, "")
-    task = tasks.resolve({"lora": {"rank": rank, "targets": targets}})
+    task = taskfile.resolve({"lora": {"rank": rank, "targets": targets}})
     told = describe.shape(describe.skeleton(base, Head("language"), "lora", task, config))
     assert told.trained == trained
     if config is OPT:
@@ -113,7 +112,7 @@ def test_a_skeleton_counts_what_the_loaded_model_does(
     kind: str, head: str, rung: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     base = models.inspect(str(tiny.folder(kind, tmp_path_factory)))
-    told = describe.shape(describe.skeleton(base, tiny.HEADS[head], rung, tasks.resolve({})))
+    told = describe.shape(describe.skeleton(base, tiny.HEADS[head], rung, taskfile.resolve({})))
     model = tiny.model(kind, head, tmp_path_factory, rung, None)  # dropout as shipped
     assert told.parameters == load.count(model.hf.parameters())
     assert told.trained == load.count(model.trainable().values())
@@ -453,5 +452,5 @@ def test_a_run_that_does_not_fit_is_warned_of_and_one_that_is_begun_is_cut_as_it
 def test_every_trained_rung_can_be_planned(tmp_path_factory: pytest.TempPathFactory) -> None:
     base = models.inspect(str(tiny.folder("llama", tmp_path_factory)))
     for rung in kinds.names("adapters"):
-        told = describe.shape(describe.skeleton(base, Head("language"), rung, tasks.resolve({})))
+        told = describe.shape(describe.skeleton(base, Head("language"), rung, taskfile.resolve({})))
         assert 0 < told.trained <= told.parameters

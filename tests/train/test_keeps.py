@@ -7,7 +7,7 @@ import tiny
 import torch
 from torch import Tensor
 
-from burnish import task as tasks
+from burnish import taskfile
 from burnish.models import base as models
 from burnish.models import quicken
 from burnish.tokens.batch import join
@@ -38,7 +38,7 @@ def test_a_skeleton_says_what_a_pack_keeps(kind: str, rung: str, tmp_path_factor
         outputs = model(join(made))
     assert outputs is not None
     base = models.inspect(str(tiny.folder(kind, tmp_path_factory)))
-    skeleton = describe.skeleton(base, tiny.HEADS["language"], rung, tasks.resolve({"rungs": [rung], rung: own}))
+    skeleton = describe.skeleton(base, tiny.HEADS["language"], rung, taskfile.resolve({"rungs": [rung], rung: own}))
     told = keeps.kept(skeleton, 4)
     said = told.bytes["ids"] * sum(len(row.ids) for row in made)
     said += told.bytes["source"] * sum(0 if row.source is None else len(row.source) for row in made)
@@ -50,7 +50,7 @@ def test_attention_with_dropout_is_told_apart_and_the_model_is_left_as_it_was(
 ) -> None:
     base = models.inspect(str(tiny.folder("bert", tmp_path_factory)))
     for dropout, hidden in ((None, 8), (0.0, 0)):
-        task = tasks.resolve({"train": {"dropout": dropout}})
+        task = taskfile.resolve({"train": {"dropout": dropout}})
         model = describe.skeleton(base, tiny.HEADS["language"], "full", task)
         was = model.training
         half, whole = keeps.kept(model, 2), keeps.kept(model, 4)
@@ -65,7 +65,7 @@ def test_an_architecture_that_cannot_run_without_weights_is_weighed_by_its_width
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = models.inspect(str(tiny.folder("llama", tmp_path_factory)))
-    model = describe.skeleton(base, tiny.HEADS["language"], "full", tasks.resolve({}))
+    model = describe.skeleton(base, tiny.HEADS["language"], "full", taskfile.resolve({}))
     known = describe.shape(model).ids
 
     def refuse(*_: object) -> None:
@@ -81,5 +81,5 @@ def test_an_architecture_that_cannot_run_without_weights_is_weighed_by_its_width
 def test_it_is_known_where_all_logits_are_held_at_once(kind: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     base = models.inspect(str(tiny.folder(kind, tmp_path_factory)))
     model = tiny.model(kind, "language", tmp_path_factory)
-    told = keeps.whole(describe.skeleton(base, tiny.HEADS["language"], "full", tasks.resolve({})))
+    told = keeps.whole(describe.skeleton(base, tiny.HEADS["language"], "full", taskfile.resolve({})))
     assert told == (not model.lays_bare)

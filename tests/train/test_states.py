@@ -10,7 +10,7 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from burnish import store, task
+from burnish import store, taskfile
 from burnish.models import base, bottom
 from burnish.models.bottom import Bottom
 from burnish.records import Example, Where
@@ -43,7 +43,7 @@ def job(tmp_path_factory, tmp_path, home):
         asked = {"train": told, "goal": {"task": "write"}, "partial": {"layers": layers}}
         asked["lora"] = {"targets": list(targets)}
         return tune.Job(
-            task.resolve(asked), rung, found, contract, "selfsupervised", {},
+            taskfile.resolve(asked), rung, found, contract, "selfsupervised", {},
             tmp_path / "data", tmp_path / name, {"run": "r"}, {},
         )  # fmt: skip
 

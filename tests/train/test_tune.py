@@ -7,7 +7,7 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from burnish import store, task
+from burnish import store, taskfile
 from burnish.errors import CheckpointError, TrainError
 from burnish.models import base
 from burnish.records import Example, Where
@@ -30,7 +30,7 @@ def job(tmp_path_factory, tmp_path, monkeypatch):
         told = {"max_steps": 4, "epochs": 0, "batch_size": 2, "save_every": 2, "evaluate_every": 2} | own
         contract = contract or Contract("write", "document", "document", "raw", "", 96, "split")
         return tune.Job(
-            task.resolve({"train": told, "goal": {"task": "write"}}), rung, found, contract, "selfsupervised", {},
+            taskfile.resolve({"train": told, "goal": {"task": "write"}}), rung, found, contract, "selfsupervised", {},
             tmp_path / "data", tmp_path / name, {"run": "r"}, {},
         )  # fmt: skip
 
