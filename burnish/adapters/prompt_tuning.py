@@ -24,7 +24,7 @@ from burnish.models.model import Model
 from burnish.models.places import present
 from burnish.tokens.batch import Batch
 from burnish.tokens.contract import Contract
-from burnish.tokens.encode import VIRTUAL
+from burnish.tokens.rows import VIRTUAL
 from burnish.tokens.tokenizer import Tokenizer
 
 COST = 35

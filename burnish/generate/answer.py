@@ -23,8 +23,8 @@ from burnish.models.model import Model
 from burnish.records import LETTERS, Example, Message, Prediction
 from burnish.tokens import ask
 from burnish.tokens.contract import Contract
-from burnish.tokens.encode import Encoding, RowProblem, led
-from burnish.tokens.rows import Tokens
+from burnish.tokens.encode import Encoding, RowProblem
+from burnish.tokens.rows import Tokens, led
 from burnish.tokens.tokenizer import Tokenizer
 
 NUMBER = re.compile(

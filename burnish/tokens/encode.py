@@ -14,13 +14,12 @@ from typing import Any, Literal
 import numpy as np
 
 from burnish.errors import TokenError
-from burnish.records import Example, Message, Problem
-from burnish.tokens.rows import Count, Tokens
+from burnish.records import Example, Message, Problem, Severity
+from burnish.tokens.rows import VIRTUAL, Count, Tokens, led
 from burnish.tokens.template import MARK, Rendered, Template, render
 from burnish.tokens.tokenizer import Tokenizer
 
 Target = Literal["answers", "all", "document", "label", "pairs"]
-VIRTUAL = 1 << 30  # ids from here on are virtual tokens: learned vectors of a soft prompt, in no vocabulary
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class Encoding:
         except RowProblem:
             raise
         except TokenError as problem:
-            raise RowProblem(Problem(problem.what, str(example.where), problem.do, "error", example.id)) from None
+            raise RowProblem(example, problem.what, problem.do) from None
         return [led(piece, self.virtual) for piece in pieces], cut
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
@@ -116,7 +115,7 @@ class Encoding:
             raise TokenError("The chat template rewrites what stands before an answer", do="set data.template to plain")
         return whole[len(before) : whole.index(MARK)]
 
-    # --- the three ways a row is read ---
+    # --- the ways a row is read ---
 
     def _label(self, example: Example) -> tuple[list[Tokens], int]:
         ids = self.tokenizer.encode_plain(example.text or example.surface, example.pair)
@@ -129,9 +128,7 @@ class Encoding:
                 raise _too_long(example, len(ids), self._most, "error")
             ids = [*self.tokenizer.prefix, *text[:-over], *self.tokenizer.suffix]
         if len(ids) <= len(self.tokenizer.prefix) + len(self.tokenizer.suffix):
-            raise RowProblem(
-                Problem("The text has no token", str(example.where), "remove the row", "error", example.id)
-            )
+            raise RowProblem(example, "The text has no token", "remove the row")
         label = self._target(example)
         told, weights = np.asarray(ids, dtype=np.int32), np.zeros(len(ids), np.float32)
         tokens = Tokens(told, weights, example.id, str(example.where), None, label)
@@ -155,15 +152,7 @@ class Encoding:
 
     def _index(self, name: str, example: Example) -> int:
         if name not in self.labels:
-            raise RowProblem(
-                Problem(
-                    f'The label "{name}" is not one of this model\'s classes',
-                    str(example.where),
-                    "",
-                    "error",
-                    example.id,
-                )
-            )
+            raise RowProblem(example, f'The label "{name}" is not one of this model\'s classes')
         return self.labels[name]
 
     def _document(self, example: Example) -> tuple[list[Tokens], int]:
@@ -171,9 +160,7 @@ class Encoding:
         text = example.text or example.surface
         inner = tokenizer.encode_text(text)
         if not inner:
-            raise RowProblem(
-                Problem("The text has no token", str(example.where), "remove the row", "error", example.id)
-            )
+            raise RowProblem(example, "The text has no token", "remove the row")
         closing = list(tokenizer.suffix)
         eos = tokenizer.id("eos")
         if self.end and eos is not None and eos not in closing and self.kind == "decoder":
@@ -181,10 +168,7 @@ class Encoding:
         ids = [*tokenizer.prefix, *inner, *closing]
         if len(ids) > self._most and self.too_long != "split":
             if self.too_long == "cut-prompt":
-                do = "set data.too_long to split"
-                raise RowProblem(
-                    Problem("A document has no prompt to cut", str(example.where), do, "error", example.id)
-                )
+                raise RowProblem(example, "A document has no prompt to cut", "set data.too_long to split")
             raise _too_long(example, len(ids), self._most, self.too_long)
         pieces = []
         stride = max(self._most - (self.kind == "decoder"), 1)  # each id is predicted exactly once
@@ -222,7 +206,7 @@ class Encoding:
 
         if len(example.choices) != 2:
             what = f"The row has {len(example.choices)} ranked answers, not two"
-            raise RowProblem(Problem(what, str(example.where), "give a chosen and a rejected one", "error", example.id))
+            raise RowProblem(example, what, "give a chosen and a rejected one")
         found = read(example.prompt)
         size = max(tokens.length for tokens in found)
         longer = int(found[1].length > found[0].length)
@@ -267,15 +251,8 @@ class Encoding:
                 break
             kept = max(size - excess, size // 2)  # half at most, so that several long turns share the loss
             turns[longest] = replace(turns[longest], content=self.tokenizer.cut(turns[longest].content, kept))
-        raise RowProblem(
-            Problem(
-                f"The answer leaves no room for its prompt within {self._most} tokens",
-                str(example.where),
-                "raise data.max_length, shorten the row, or set data.too_long to drop",
-                "error",
-                example.id,
-            )
-        )
+        what = f"The answer leaves no room for its prompt within {self._most} tokens"
+        raise RowProblem(example, what, "raise data.max_length, shorten the row, or set data.too_long to drop")
 
     def _whole(self, messages: Sequence[Message], identity: str = "", where: str = "") -> Tokens:
         if self.kind == "encoder-decoder":
@@ -321,31 +298,12 @@ class Encoding:
         return [*tokenizer.prefix, *tokenizer.encode(text[skipped:], guarded), *tokenizer.suffix]
 
 
-def led(tokens: Tokens, virtual: int) -> Tokens:
-    """The row with so many virtual tokens before what is read; they are no targets."""
-    if not virtual:
-        return tokens
-    lead = np.arange(VIRTUAL, VIRTUAL + virtual, dtype=np.int32)
-    if tokens.rejected is not None:
-        tokens = replace(tokens, rejected=led(tokens.rejected, virtual))
-    if tokens.source is not None:
-        return replace(tokens, source=np.concatenate([lead, tokens.source]))
-    none = np.zeros_like(lead)
-    return replace(
-        tokens,
-        ids=np.concatenate([lead, tokens.ids]),
-        weights=np.concatenate([none.astype(np.float32), tokens.weights]),
-        targets=None if tokens.targets is None else np.concatenate([lead, tokens.targets]),
-        segments=None if tokens.segments is None else np.concatenate([none, tokens.segments]),
-    )
-
-
 class RowProblem(TokenError):
     """One row cannot be encoded; carries the Problem."""
 
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem.what, problem.where, problem.do)
-        self.problem = problem
+    def __init__(self, example: Example, what: str, do: str = "", severity: Severity = "error") -> None:
+        super().__init__(what, str(example.where), do)
+        self.problem = Problem(what, self.where, do, severity, example.id)
 
 
 def encode_all(
@@ -378,27 +336,13 @@ def encode_all(
 
 
 def _too_long(example: Example, length: int, limit: int, policy: str) -> RowProblem:
-    return RowProblem(
-        Problem(
-            f"The row has {length} tokens, more than the {limit} that the base or data.max_length allows",
-            str(example.where),
-            "shorten it, set data.too_long to drop, cut-prompt or (documents) split, or use a base that holds more",
-            "warning" if policy == "drop" else "error",
-            example.id,
-        )
-    )
+    what = f"The row has {length} tokens, more than the {limit} that the base or data.max_length allows"
+    do = "shorten it, set data.too_long to drop, cut-prompt or (documents) split, or use a base that holds more"
+    return RowProblem(example, what, do, "warning" if policy == "drop" else "error")
 
 
 def _nothing_trained(example: Example) -> RowProblem:
-    return RowProblem(
-        Problem(
-            "The row has no token to train on",
-            str(example.where),
-            "give it an answer with weight 1, or remove it",
-            "error",
-            example.id,
-        )
-    )
+    return RowProblem(example, "The row has no token to train on", "give it an answer with weight 1, or remove it")
 
 
 def _aligned(rendered: Rendered, end: int, tokenizer: Tokenizer) -> tuple[list[int], dict[int, int]]:

@@ -12,6 +12,8 @@ from typing import Any, overload
 
 import numpy as np
 
+VIRTUAL = 1 << 30  # ids from here on are virtual tokens: learned vectors of a soft prompt, in no vocabulary
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -77,6 +79,25 @@ class Tokens:
             replace(chosen, ids=self.ids[at:], weights=self.weights[at:]),
             replace(rejected, ids=rejected.ids[at:], weights=told),
         ]
+
+
+def led(tokens: Tokens, virtual: int) -> Tokens:
+    """The row with so many virtual tokens before what is read; they are no targets."""
+    if not virtual:
+        return tokens
+    lead = np.arange(VIRTUAL, VIRTUAL + virtual, dtype=np.int32)
+    if tokens.rejected is not None:
+        tokens = replace(tokens, rejected=led(tokens.rejected, virtual))
+    if tokens.source is not None:
+        return replace(tokens, source=np.concatenate([lead, tokens.source]))
+    none = np.zeros_like(lead)
+    return replace(
+        tokens,
+        ids=np.concatenate([lead, tokens.ids]),
+        weights=np.concatenate([none.astype(np.float32), tokens.weights]),
+        targets=None if tokens.targets is None else np.concatenate([lead, tokens.targets]),
+        segments=None if tokens.segments is None else np.concatenate([none, tokens.segments]),
+    )
 
 
 @dataclass

@@ -14,8 +14,8 @@ from burnish.models import base, load
 from burnish.records import Example, Message, Where
 from burnish.tokens.batch import collate, join
 from burnish.tokens.contract import Contract
-from burnish.tokens.encode import VIRTUAL, Encoding, led
-from burnish.tokens.rows import Tokens
+from burnish.tokens.encode import Encoding
+from burnish.tokens.rows import VIRTUAL, Tokens, led
 from burnish.tokens.template import Template
 from burnish.train import optim
 

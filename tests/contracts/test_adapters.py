@@ -7,7 +7,7 @@ import torch
 from burnish import kinds
 from burnish.models import base, load
 from burnish.tokens.batch import collate
-from burnish.tokens.encode import led
+from burnish.tokens.rows import led
 
 ADAPTERS = kinds.names("adapters")
 HEADS = [("language", "document"), ("classes", "classes"), ("multi", "multi"), ("number", "number")]

@@ -13,7 +13,7 @@ from burnish.adapters import prompt_tuning
 from burnish.generate import engine
 from burnish.models import base, load
 from burnish.tokens.batch import collate
-from burnish.tokens.encode import VIRTUAL, led
+from burnish.tokens.rows import VIRTUAL, led
 
 LENGTH = 5
 TASKS = {"llama": "CAUSAL_LM", "gpt2": "CAUSAL_LM", "bart": "SEQ_2_SEQ_LM", "t5": "SEQ_2_SEQ_LM"}

@@ -12,7 +12,8 @@ import tiny
 
 from burnish.records import Example, Message, Where
 from burnish.tokens import cache
-from burnish.tokens.encode import VIRTUAL, Encoding, RowProblem, encode_all
+from burnish.tokens.encode import Encoding, RowProblem, encode_all
+from burnish.tokens.rows import VIRTUAL
 from burnish.tokens.template import Template
 
 TURNS = (Message("user", "Is it a heron?"), Message("assistant", "Yes.", 0.0), Message("user", "Why?"))
