@@ -232,16 +232,16 @@ def rows(method: str, median: int) -> list[dict[str, Any]]:
 def one(case: str, work: Path, into: Path, busy: bool) -> None:
     """Run a case as a user would and write down what was said and what it took."""
     model, method, rung, length, *recomputed = case.split()
-    import torch
     import yaml
 
     import burnish
     from burnish.records import Event
-    from burnish.train import calibrate, estimate
+    from burnish.train import calibrate, estimate, rehearse
 
+    rehearse.WORTH = 0.0  # six steps stand for a run of many
     os.environ["BURNISH_HOME"] = str(work / "home")
-    for old in (work / "home" / "cache").glob("machine-*.json"):
-        old.unlink()  # rates are those of this hour
+    for old in (work / "home" / "cache").glob("*.json"):
+        old.unlink()  # rates and rehearsals are those of this hour
     if busy:
         calibrate.clock = time.process_time
     seen: list[Any] = []
@@ -266,16 +266,13 @@ def one(case: str, work: Path, into: Path, busy: bool) -> None:
     burnish.train(str(path), rung=rung, again=True, say=lambda _, event: events.append((event, time.process_time())))
     peak = peak_memory()
     needs = next(event.numbers["needs"] for event, _ in events if event.kind == "started")
-    for old in (work / "home" / "cache").glob("machine-*.json"):
-        old.unlink()
     timed = [
         (event.numbers["tokens"], event.numbers["tokens"] / event.numbers["tokens_per_second"], clock - before)
         for (last, before), (event, clock) in pairwise(events)
         if last.kind == event.kind == "step" and event.step > WARM
     ]
     tokens, took, worked = (sum(part) for part in zip(*timed, strict=True))
-    run, machine = seen[0][:2]
-    machine = between(machine, calibrate.machine(run.shape, run.element, torch.device("cpu")))
+    run, machine = seen[-1][:2]
     each = float(run.train.ids.sum()) * min(run.batch_size, len(run.train)) / len(run.train)
     result = {
         "case": case,
@@ -287,14 +284,6 @@ def one(case: str, work: Path, into: Path, busy: bool) -> None:
         "load": os.getloadavg()[0],
     }
     into.write_text(json.dumps(result) + "\n")
-
-
-def between(before: Any, after: Any) -> Any:
-    """A machine whose rates lie between those before and after a run: neighbours come and go."""
-    both = {size: zip(rates, after.products[size], strict=True) for size, rates in before.products.items()}
-    products = {size: tuple(math.sqrt(a * b) for a, b in pairs) for size, pairs in both.items()}
-    rates = {name: math.sqrt(getattr(before, name) * getattr(after, name)) for name in ("stream", "draw", "call")}
-    return replace(before, products=products, **rates)
 
 
 def _plain(value: Any) -> Any:

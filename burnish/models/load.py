@@ -36,7 +36,7 @@ def load(
     import transformers
 
     folder = files or base.folder
-    config = _configured(base, head, folder)
+    config = configured(base, head, folder)
     _drop(config, dropout)
     auto = getattr(transformers, _auto(base, head))
     try:
@@ -93,11 +93,28 @@ def skeleton(base: Base, head: Head, config: Any = None, dropout: float | None =
 
     config: a transformers configuration instead of the folder's.  dropout: as in `load`.
     """
+    return _made(base, head, config or configured(base, head, base.folder), dropout, torch.device("meta"))
+
+
+def dummy(base: Base, head: Head, config: Any, dropout: float | None = None) -> Model:
+    """The same Model with numbers of no meaning for weights, at once: to time a pass with."""
+    from transformers.initialization import no_init_weights
+
+    with no_init_weights():
+        model = _made(base, head, config, dropout, torch.device("cpu"))
+    some = torch.empty(1 << 16).normal_(std=0.02)
+    for value in model.parameters():
+        for part in value.detach().view(-1).split(len(some)):
+            part.copy_(some[: len(part)])
+    model.hf.train()
+    return model
+
+
+def _made(base: Base, head: Head, config: Any, dropout: float | None, device: torch.device) -> Model:
     import transformers
 
-    config = config or _configured(base, head, base.folder)
     _drop(config, dropout)
-    with torch.device("meta"):
+    with device:
         hf = getattr(transformers, _auto(base, head)).from_config(config)
     names = b"".join(places.header(file) for file in sorted(base.folder.glob("*.safetensors")))
     pooler = {name for name, _ in hf.named_parameters() if b"pooler" not in names and _pooler(name, head)}
@@ -105,7 +122,7 @@ def skeleton(base: Base, head: Head, config: Any = None, dropout: float | None =
     return Model(hf, base, head, heads | pooler)
 
 
-def _configured(base: Base, head: Head, folder: Path) -> Any:
+def configured(base: Base, head: Head, folder: Path) -> Any:
     """The transformers configuration in a folder, with the head that is asked for."""
     import transformers
 

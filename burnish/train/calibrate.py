@@ -54,8 +54,7 @@ def machine(shape: Shape, element: int, device: torch.device) -> Machine:
 
 def _rates(sizes: list[tuple[int, int]], dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
     """Rates from the cache, with what it lacks measured now."""
-    told = (torch.__version__, platform.machine(), platform.processor(), os.cpu_count(), torch.get_num_threads())
-    name = hashlib.sha256(f"{told} {dtype} {_device(device)}".encode()).hexdigest()[:12]
+    name = hashlib.sha256(f"{told()} {dtype} {_device(device)}".encode()).hexdigest()[:12]
     path = store.home() / "cache" / f"machine-{name}.json"
     try:
         rates: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -72,6 +71,11 @@ def _rates(sizes: list[tuple[int, int]], dtype: torch.dtype, device: torch.devic
             rates[_key(*size)] = _product(*size, dtype, device)
     store.write_json(path, rates)
     return rates
+
+
+def told() -> tuple[Any, ...]:
+    """What rates hold for: processor, threads and PyTorch."""
+    return torch.__version__, platform.machine(), platform.processor(), os.cpu_count(), torch.get_num_threads()
 
 
 def _key(inputs: int, outputs: int) -> str:

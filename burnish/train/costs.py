@@ -207,22 +207,31 @@ def disk(work: Work) -> float:
 def seconds(work: Work, micro_tokens: int, recompute: bool, machine: Machine, fit: Fit = FIT) -> dict[str, float]:
     """Seconds of each part of a run, and {"step": one step, "all": everything}."""
     batch = mean_step(work, micro_tokens)
-    step = _pass(work, batch, True, recompute, machine, fit)
-    step += fit.step + fit.passes * 4.0 * work.shape.trained / machine.stream
+    step = machine.pace * passing(work, batch, True, recompute, machine, fit)
+    step += machine.updates * updating(work, machine, fit)
     held = load_of(work.validation)
     held = replace(held, batches=max(1.0, (held.ids + held.source) / max(_room(work, micro_tokens), 1)))
     each = disk(work) / KEPT_CHECKPOINTS
+    forward = machine.pace * passing(work, held, False, False, machine, fit)
+    once = replace(work, batch_size=max(len(work.train), 1))
+    refer = machine.pace * passing(work, mean_step(once, micro_tokens), False, False, machine, fit) + forward
     told = {
         "start": machine.elapsed + 2 * work.shape.files / machine.read,
+        **({"reference": refer} if work.refers else {}),
         "training": step * work.steps,
-        "validation": work.validations * _pass(work, held, False, False, machine, fit) if len(work.validation) else 0.0,
+        "validation": work.validations * forward if len(work.validation) else 0.0,
         "saving": work.saves * each * (1 / machine.write + 1 / machine.read),
     }
     return {**told, "step": step, "all": sum(told.values())}
 
 
-def _pass(work: Work, load: Load, backward: bool, recompute: bool, machine: Machine, fit: Fit) -> float:
-    """Seconds of a forward pass over a load, with its backward pass if asked."""
+def updating(work: Work, machine: Machine, fit: Fit = FIT) -> float:
+    """Seconds of an optimizer's step, by the arithmetic alone."""
+    return fit.step + fit.passes * 4.0 * work.shape.trained / machine.stream
+
+
+def passing(work: Work, load: Load, backward: bool, recompute: bool, machine: Machine, fit: Fit = FIT) -> float:
+    """Seconds of a forward pass over a load, with its backward pass if asked, by the arithmetic alone."""
     shape, told = work.shape, 0.0
     again = 2.0 if backward and recompute else 1.0
     for item in shape.linears:

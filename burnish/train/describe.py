@@ -272,8 +272,8 @@ def work(
     element = 4 if optim.precision(settings.precision, device) == "fp32" else 2
     return Work(
         shape(model, small, element=element),
-        rows(_noised(train), label),
-        rows(_noised(validation), label),
+        rows(noised(train), label),
+        rows(noised(validation), label),
         settings.batch_size,
         planned.steps,
         len(range(planned.evaluate_every, planned.steps, planned.evaluate_every)) + 1 if validation.rows else 0,
@@ -289,7 +289,7 @@ def work(
     )
 
 
-def _noised(batches: Batches) -> list[Tokens]:
+def noised(batches: Batches) -> list[Tokens]:
     """The rows as the model may read them; of very many, some."""
     if batches.corrupt is None:
         return list(batches.rows)

@@ -111,6 +111,7 @@ class Work:
     weight; trained ones in fewer than 4 have a float32 master.  tokens: all that the run reads; `exact` or nearly.
     splits: rows over a limit become several.  recomputes: whether the model can make activations again.
     ranks: processes over which weights, gradients and optimizer state are cut (1: each holds all).
+    refers: every row is first answered by the model as it was (methods that learn from pairs).
     """
 
     shape: Shape
@@ -129,6 +130,7 @@ class Work:
     splits: bool = False
     recomputes: bool = True
     ranks: int = 1
+    refers: bool = False
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,7 @@ class Machine:
     stream: bytes a second through an element-wise operation.
     draw: random numbers a second.  call: seconds of a tiny one, forward and backward.
     write, read: bytes a second to and from disk.
+    pace, updates: seconds of passes and of optimizer steps over what the arithmetic says, as rehearse.py measured them.
     """
 
     memory: float
@@ -154,6 +157,8 @@ class Machine:
     read: float = 1e9
     elapsed: float = 5.0
     gpu: float = 0.0
+    pace: float = 1.0
+    updates: float = 1.0
 
     def rate(self, inputs: int, outputs: int) -> tuple[float, float, float]:
         """The rates of a product: its own, else those of the nearest measured shape."""

@@ -33,10 +33,11 @@ from burnish.tokens.contract import Contract
 from burnish.tokens.encode import Encoding, encode_all
 from burnish.tokens.rows import Count, Tokens
 from burnish.tokens.tokenizer import Tokenizer
-from burnish.train import calibrate, checkpoint, describe, estimate, loop, memory, optim, states
+from burnish.train import calibrate, checkpoint, describe, estimate, loop, memory, optim, rehearse, states
 from burnish.train.distributed import Ranks
 from burnish.train.estimate import Estimate
 from burnish.train.plan import Plan, plan
+from burnish.train.rehearse import Trial
 from burnish.train.run import Run
 from burnish.train.terms import Machine, Work
 
@@ -136,10 +137,23 @@ def needs(job: Job, prepared: Prepared) -> Estimate:
 
     model = skeleton(job.rung)
     cut = job.ranks.over(model)
-    own = replace(work(job.rung, model), ranks=cut)
+    own = replace(work(job.rung, model), ranks=cut, refers=prepared.method.TARGET == "pairs")
     machine = calibrate.machine(own.shape, own.element, job.ranks.device)
     machine = replace(machine, memory=machine.resident + (machine.memory - machine.resident) / job.ranks.local)
     told = estimate.estimate(own, machine)
+    if job.ranks.size == 1 and told.verdict != "does not fit":
+        trial = Trial(
+            job.base,
+            job.head,
+            job.rung,
+            job.task,
+            prepared.method,
+            prepared.settings,
+            prepared.plan,
+            prepared.batches,
+        )
+        machine = rehearse.paced(trial, own, machine, (told.micro_tokens, told.recompute))
+        told = estimate.estimate(own, machine)
     if told.verdict == "fits" or job.base.random:
         return _spared(job, prepared, model, own, machine, told)
     lighter = LIGHTER[: LIGHTER.index(job.rung)] if job.rung in LIGHTER else ()

@@ -11,6 +11,7 @@ import pytest
 import tiny
 import torch
 
+import burnish
 from burnish import store
 from burnish.errors import Interrupted
 from burnish.methods import _losses
@@ -128,3 +129,16 @@ def test_memory_that_runs_out_meanwhile_halves_what_is_run_at_once(
     assert calls[1] < calls[0]
     losses = [event.numbers["loss"] for event in events if event.kind == "step"]
     assert losses[0] == pytest.approx(np.log(2), abs=1e-5)
+
+
+def test_a_plan_counts_the_pass_of_the_reference(tmp_path: Path, tmp_path_factory: Any) -> None:
+    rows = [{"prompt": f"say {n}", "chosen": f"yes, {n}", "rejected": f"no, {n} it is"} for n in range(30)]
+    store.write_jsonl(tmp_path / "pairs.jsonl", rows)
+    task = {
+        "goal": {"task": "prefer"},
+        "data": {"files": [str(tmp_path / "pairs.jsonl")], "near_duplicates": 0, "on_problem": "drop"},
+        "base": {"name": str(tiny.folder("llama", tmp_path_factory))},
+    }
+    store.write_json(tmp_path / "task.yaml", task)  # JSON is YAML
+    phases = burnish.plan(str(tmp_path / "task.yaml"), rung="lora")["rungs"]["lora"]["phases"]
+    assert 0 < phases["reference"] < phases["training"]
