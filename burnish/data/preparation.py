@@ -1,7 +1,7 @@
 """One preparation: rows are read once, checked, deduplicated, split and written, with a line for each that is left out.
 
 In: the files of a task and what each is for.  Out: the splits, dropped.jsonl and problems.jsonl in a folder, and the
-card, which `prepare.py` writes last.  Rows are spooled to disk; in memory each is a few numbers (`Ledger`).
+card, which `prepare.py` writes last.  Between reading and writing the rows lie in a `Ledger`.
 """
 
 from __future__ import annotations
@@ -9,10 +9,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from array import array
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,40 +18,21 @@ import numpy as np
 
 from burnish import store
 from burnish.data import readers
-from burnish.data.duplicates import SPAN, Groups, Indices, NearDuplicates, key, normal, runs
+from burnish.data.duplicates import SPAN, Groups, Indices, NearDuplicates, normal, runs
 from burnish.data.files import Source
 from burnish.data.guess import Choice
+from burnish.data.ledger import Ledger, classes
 from burnish.data.look import KEPT, decide, load
 from burnish.data.rows import SHOWN, Bad, counted
 from burnish.data.split import NAMES, TRAIN, drawn, split
 from burnish.data.validate import CLASSES, BadRows, Remarks, label_warnings, ordered, spellings, told
 from burnish.errors import DataError
-from burnish.records import Example, Label, Problem, Where
+from burnish.records import Example, Label, Problem
 from burnish.task import Task
 
 SHARED_PROMPT = 10  # rows with one prompt up to which they are taken for one question asked again
 DROPPED = -1
-
-
-@dataclass
-class Ledger:
-    """What stays in memory of each good row: about 60 bytes."""
-
-    file: array[int] = field(default_factory=lambda: array("I"))
-    line: array[int] = field(default_factory=lambda: array("q"))
-    offset: array[int] = field(default_factory=lambda: array("q"))  # in the spool
-    id: array[int] = field(default_factory=lambda: array("Q"))
-    exact: array[int] = field(default_factory=lambda: array("Q"))  # of everything but the label
-    prompt: array[int] = field(default_factory=lambda: array("Q"))  # of what stands before the answer; 0: none
-    label: array[int] = field(default_factory=lambda: array("i"))  # index into the labels seen; -1: none, or a number
-    value: array[float] = field(default_factory=lambda: array("d"))
-    letters: array[int] = field(default_factory=lambda: array("I"))
-
-    def __len__(self) -> int:
-        return len(self.line)
-
-    def column(self, name: str, kind: Any) -> Any:
-        return np.frombuffer(getattr(self, name), kind) if len(self) else np.zeros(0, kind)
+OWN = "also in your own test or validation"
 
 
 class Preparation:
@@ -62,8 +41,6 @@ class Preparation:
     def __init__(self, task: Task, roles: dict[Source, int], hashes: dict[str, str], out: Path, staging: Path) -> None:
         self.task, self.settings, self.roles, self.hashes = task, task.data, roles, hashes
         self.out, self.staging = out, staging
-        self.ledger = Ledger()
-        self.labels: dict[Label, int] = {}  # a class or several -> its index
         self.problems: list[Problem] = []
         self.count = 0
         self.dropped: Counter[str] = Counter()
@@ -77,11 +54,10 @@ class Preparation:
         self.files = list(self.roles)
         with (
             (self.staging / "dropped.jsonl").open("w+", encoding="utf-8") as self.drops,
-            (self.staging / "more.jsonl").open(
-                "w+", encoding="utf-8"
-            ) as self.more,  # problems that memory does not hold
-            (self.staging / "rows.jsonl").open("w+b") as self.spool,
+            (self.staging / "more.jsonl").open("w+", encoding="utf-8") as self.more,  # problems beyond KEPT
+            (self.staging / "rows.jsonl").open("w+b") as spool,
         ):
+            self.ledger = Ledger([source.name for source in self.files], spool)
             self.choice, self.notes = self._guess(main)
             self._read()
             self.side = self._sides()
@@ -123,46 +99,26 @@ class Preparation:
             stream.writelines(_line(item.to_json()) for item in warnings)
             self._close(stream, "problems.jsonl")
 
-    # Pass 1: rows -> spool and ledger
+    # Pass 1: rows -> ledger
 
     def _read(self) -> None:
-        ledger, position = self.ledger, 0
         for index, source in enumerate(self.files):
             for item in load([source], self.mode, self.choice):
                 self.read[source.name] += 1
                 if isinstance(item, Bad):
                     self._bad(item)
                     continue
-                line = json.dumps(item.to_json(), ensure_ascii=False).encode() + b"\n"
-                self.spool.write(line)
-                turns = item.messages if not item.choices else item.prompt
-                said = [*(turn.content for turn in turns), *item.choices] or [item.text, item.pair or ""]
-                ledger.file.append(index)
-                ledger.line.append(item.where.line)
-                ledger.offset.append(position)
-                ledger.id.append(int(item.id, 16))
-                ledger.exact.append(key([f"{turn.role}" for turn in turns] + said))
-                ledger.prompt.append(key([turn.content for turn in item.prompt]) if turns else 0)
-                ledger.label.append(self._label(item))
-                ledger.value.append(item.label if isinstance(item.label, float) else 0.0)
-                ledger.letters.append(min(sum(map(len, said)), 2**32 - 1))
-                position += len(line)
+                self.ledger.add(index, item)
+                if len(self.ledger.labels) > CLASSES:
+                    column = self.choice.columns.get("label", "label")
+                    raise DataError(
+                        f"{column} holds more than {CLASSES:,} different values, so it is no class",
+                        str(item.where),
+                        "name the right column in data.columns, or set goal.task: regress for a number",
+                    )
                 if self.near:
                     self.near.add(_near_text(item))
                 self.remarks.look(item)
-        self.spool.flush()
-
-    def _label(self, example: Example) -> int:
-        if example.label is None or isinstance(example.label, float):
-            return -1
-        if len(self.labels) > CLASSES and example.label not in self.labels:
-            column = self.choice.columns.get("label", "label")
-            raise DataError(
-                f"{column} holds more than {CLASSES:,} different values, so it is no class",
-                str(example.where),
-                "name the right column in data.columns, or set goal.task: regress for a number",
-            )
-        return self.labels.setdefault(example.label, len(self.labels))
 
     def _bad(self, bad: Bad) -> None:
         self.count += 1
@@ -178,93 +134,74 @@ class Preparation:
         row = {"id": id, "where": where, "category": category, "reason": reason, "text": text}
         self.drops.write(_line(row))
 
-    # One row again
-
-    def _where(self, row: int) -> Where:
-        return Where(self.files[self.ledger.file[row]].name, self.ledger.line[row])
-
-    def _example(self, row: int) -> Example:
-        self.spool.seek(self.ledger.offset[row])
-        return Example.from_json(json.loads(self.spool.readline()))
-
     def _drop(self, row: int, category: str, reason: str) -> None:
         self.side[row] = DROPPED
-        example = self._example(row)
+        example = self.ledger.example(row)
         self._drop_line(category, example.id, str(example.where), reason, example.surface[:SHOWN])
 
     def _refuse(self, row: int, field: str, what: str, do: str) -> None:
         self.side[row] = DROPPED
-        example = self._example(row)
+        example = self.ledger.example(row)
         self._bad(Bad(field, what, do, example.where, example.surface[:SHOWN], example.id))
 
     # Between the passes: labels, duplicates, sides
 
     def _sides(self) -> Any:
         roles = np.array([self.roles[source] for source in self.files], np.int8)
-        return roles[self.ledger.column("file", np.uint32)] if len(self.ledger) else np.zeros(0, np.int8)
+        return roles[self.ledger["file"]] if len(self.ledger) else np.zeros(0, np.int8)
 
     def _left(self) -> Indices:
         return np.flatnonzero(self.side != DROPPED)
 
-    def _counts(self, rows: Any) -> Counter[str]:
-        """Rows per class; a row of several classes counts for each."""
-        known = list(self.labels)
-        found = Counter(self.ledger.column("label", np.int32)[rows].tolist())
-        counts: Counter[str] = Counter()
-        for index in sorted(found):
-            for label in _classes(known[index]) if index >= 0 else ():
-                counts[label] += found[index]
-        return counts
-
     def _spelling(self) -> None:
         """Refuse rows whose class is spelt like no other, or is not in data.labels."""
-        wrong = spellings(self._counts(self._left()), self.settings.labels)
-        known = list(self.labels)
-        bad = {at: next((label for label in _classes(one) if label in wrong), None) for at, one in enumerate(known)}
+        wrong = spellings(self.ledger.counts(self._left()), self.settings.labels)
+        known = list(self.ledger.labels)
+        bad = {at: next((label for label in classes(one) if label in wrong), None) for at, one in enumerate(known)}
         guilty = [at for at, label in bad.items() if label is not None]
         column = self.choice.columns.get("label", self.choice.columns.get("labels", "label"))
-        for row in np.flatnonzero(np.isin(self.ledger.column("label", np.int32), guilty)).tolist():
-            what, do = wrong[bad[self.ledger.label[row]] or ""]
+        for row in np.flatnonzero(np.isin(self.ledger["label"], guilty)).tolist():
+            what, do = wrong[bad[self.ledger["label"][row]] or ""]
             self._refuse(row, column if isinstance(column, str) else "label", what, do)
 
     def _exact(self) -> None:
         """Of equal texts with equal labels one row stays (test before validation before train, then the first)."""
         ledger, self.twins = self.ledger, Groups()
+        known, labels, values = list(ledger.labels), ledger["label"], ledger["value"]
         noted = 0
-        for rows in runs(ledger.column("exact", np.uint64), self._left()):
+        for rows in runs(ledger["exact"], self._left()):
             ranked = sorted(rows.tolist(), key=lambda row: (-int(self.side[row]), row))
             kept: dict[tuple[int, float], int] = {}
             for row in ranked:
-                first = kept.setdefault((ledger.label[row], ledger.value[row]), row)
+                first = kept.setdefault((labels[row], values[row]), row)
                 if first != row and self.side[first] != self.side[row]:
-                    self._drop(row, "also in your own test or validation", f"the same text is in {self._where(first)}")
+                    self._drop(row, OWN, f"the same text is in {ledger.where(first)}")
                 elif first != row:
-                    self._drop(row, "exact duplicate", f"the same text and label as {self._where(first)}")
+                    self._drop(row, "exact duplicate", f"the same text and label as {ledger.where(first)}")
             if len(kept) == 1:
                 continue
             rivals = list(kept.values())
-            if ledger.label[rivals[0]] < 0:
+            if labels[rivals[0]] < 0:
                 noted += 1
                 for row in rivals[1:]:
                     self.twins.join(rivals[0], row)
                 if noted == 1:
-                    self.remarks.add("with several numbers", str(self._where(rivals[0])), "settle on one number")
+                    self.remarks.add("with several numbers", str(ledger.where(rivals[0])), "settle on one number")
                 continue
-            known = list(self.labels)
             for row in sorted(rivals):
                 other = next(other for other in rivals if other != row)
-                label, rival = (_told(known[ledger.label[at]]) for at in (row, other))
-                what = f'the same text is "{label}" here and "{rival}" in {self._where(other)}'
+                label, rival = (_told(known[labels[at]]) for at in (row, other))
+                what = f'the same text is "{label}" here and "{rival}" in {ledger.where(other)}'
                 self._refuse(row, "label", what, "decide on one label, or remove both rows")
 
     def _groups(self) -> Any:
         """Rows that must not be parted: near duplicates, one text with several numbers, one prompt asked again."""
         groups, left = self.twins, self._left()
         if self.near:
-            for one, other in self.near.pairs(left, lambda row: _near_text(self._example(row))):
+            for one, other in self.near.pairs(left, lambda row: _near_text(self.ledger.example(row))):
                 groups.join(one, other)
             self.near.close()
-        prompts = self.ledger.column("prompt", np.uint64)
+        prompts = self.ledger["prompt"]
         for rows in runs(prompts, left[prompts[left] != 0]):
             if len(rows) <= SHARED_PROMPT:
                 for row in rows[1:].tolist():
@@ -280,46 +217,32 @@ class Preparation:
             judge = max(rows.tolist(), key=lambda row: (int(self.side[row]), -row))
             for row in rows.tolist():
                 if self.side[row] < self.side[judge]:
-                    self._drop(row, "also in your own test or validation", f"nearly the same as {self._where(judge)}")
+                    self._drop(row, OWN, f"nearly the same as {self.ledger.where(judge)}")
 
     def _limit(self) -> None:
         rows = np.flatnonzero(self.side == TRAIN)
         if 0 < self.settings.limit < len(rows):
-            kept = drawn(self.ledger.column("id", np.uint64)[rows], self.settings.limit, self.settings.seed)
+            kept = drawn(self.ledger["id"][rows], self.settings.limit, self.settings.seed)
             for row in rows[~kept].tolist():
                 self._drop(row, "limit", f"data.limit keeps {self.settings.limit:,} rows")
 
     def _split(self, groups: Any) -> None:
         rows = np.flatnonzero(self.side == TRAIN)
-        settings, ids = self.settings, self.ledger.column("id", np.uint64)
+        settings, ids = self.settings, self.ledger["id"]
         shares = (
             0.0 if settings.validation_files else settings.validation,
             0.0 if settings.test_files else settings.test,
         )
-        self.side[rows] = split(ids[rows], groups[rows], self._strata(rows), *shares, settings.seed)
+        self.side[rows] = split(ids[rows], groups[rows], self.ledger.strata(rows), *shares, settings.seed)
 
-    def _strata(self, rows: Any) -> Any:
-        """A number per row: its class; of several classes the rarest."""
-        counts = self._counts(rows)
-        names = {label: at for at, label in enumerate(ordered(counts))}
-        of = np.array(
-            [
-                names.get(min(_classes(one), key=lambda label: (counts[label], names.get(label, -1)), default=""), -1)
-                for one in self.labels
-            ]
-            + [-1],
-            np.int64,
-        )
-        return of[self.ledger.column("label", np.int32)[rows]]
-
-    # Pass 2: spool -> files
+    # Pass 2: ledger -> files
 
     def _write(self, groups: Any) -> dict[str, Any]:
-        counts = {name: self._counts(self.side == at) for at, name in enumerate(NAMES)}
+        counts = {name: self.ledger.counts(self.side == at) for at, name in enumerate(NAMES)}
         self.warnings = self._warnings(groups)
         streams = [(self.staging / f"{name}.jsonl").open("wb") for name in NAMES]
-        self.spool.seek(0)
-        for side, line in zip(self.side.tolist(), self.spool, strict=True):
+        self.ledger.spool.seek(0)
+        for side, line in zip(self.side.tolist(), self.ledger.spool, strict=True):
             if side != DROPPED:
                 streams[side].write(line)
         sizes = {}
@@ -333,16 +256,16 @@ class Preparation:
         total = sum(counts.values(), Counter[str]())
         labels = tuple(self.settings.labels) or ordered(total)
         grouped = [len(rows) for rows in runs(groups, left)]
-        kept = Counter(self.files[index].name for index in self.ledger.column("file", np.uint32)[left].tolist())
-        letters = self.ledger.column("letters", np.uint32)[left]
+        kept = Counter(self.files[index].name for index in self.ledger["file"][left].tolist())
+        letters = self.ledger["letters"][left]
         return {
             "shape": self.choice.shape,
             "columns": self.choice.columns,
             "guessed": list(self.choice.guessed),
             "reading": str(self.choice),
             "notes": self.notes,
-            "labels": list(labels) if self.labels else [],
-            "multi": any(isinstance(label, tuple) for label in self.labels),
+            "labels": list(labels) if self.ledger.labels else [],
+            "multi": any(isinstance(label, tuple) for label in self.ledger.labels),
             "files": [
                 {
                     "name": source.name,
@@ -380,9 +303,9 @@ class Preparation:
     def _warnings(self, groups: Any) -> list[Problem]:
         left, data = self._left(), self.files[0].name
         found = self.remarks.problems()
-        if self.labels and self.choice.shape != "choices":
-            several = any(isinstance(label, tuple) for label in self.labels)
-            found += label_warnings(self._counts(left), len(left), several)
+        if self.ledger.labels and self.choice.shape != "choices":
+            several = any(isinstance(label, tuple) for label in self.ledger.labels)
+            found += label_warnings(self.ledger.counts(left), len(left), several)
         if doubled := self.dropped["exact duplicate"]:
             found.append(
                 Problem(f"{counted(doubled, 'exact duplicate')} dropped", data, "dropped.jsonl lists them", "note")
@@ -414,9 +337,5 @@ def _near_text(example: Example) -> str:
     return normal("\n".join(said)[:SPAN])
 
 
-def _classes(label: Label) -> tuple[str, ...]:
-    return label if isinstance(label, tuple) else (str(label),)
-
-
 def _told(label: Label) -> str:
-    return ", ".join(_classes(label))[:60]
+    return ", ".join(classes(label))[:60]
