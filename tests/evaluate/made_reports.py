@@ -9,18 +9,7 @@ from typing import Any
 
 from burnish.evaluate import cost as costs
 from burnish.evaluate.curve import Learning
-from burnish.records import (
-    Comparison,
-    Example,
-    Message,
-    Outcome,
-    Prediction,
-    Report,
-    RungResult,
-    Score,
-    Verdict,
-    Where,
-)
+from burnish.records import Comparison, Example, Message, Outcome, Prediction, Report, RungResult, Score, Verdict, Where
 
 Made = tuple[Report, list[Example], dict[str, list[Prediction]]]
 
@@ -36,26 +25,8 @@ ENVIRONMENT = {
     "seeds": {"data": 0, "train": 0},
 }
 WORDS = [
-    "the",
-    "plot",
-    "was",
-    "slow",
-    "but",
-    "its",
-    "actors",
-    "were",
-    "warm",
-    "and",
-    "I",
-    "would",
-    "see",
-    "this",
-    "film",
-    "again",
-    "with",
-    "my",
-    "whole",
-    "family",
+    *("the", "plot", "was", "slow", "but", "its", "actors", "were", "warm", "and", "I", "would", "see", "this"),
+    *("film", "again", "with", "my", "whole", "family"),
 ]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -14,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_reports import KINDS, LEARNING, PRICES, classes, climbed, few, numbers, share, tales
 
-from burnish.evaluate import charts, plain
 from burnish.evaluate import cost as costs
+from burnish.evaluate import plain
 from burnish.evaluate import report as report_module
 from burnish.evaluate.confusion import confusion
 from burnish.evaluate.listings import changes, nearest_to, right, wrong
@@ -49,6 +48,12 @@ PAYLOADS = (
     "\x00\x1b[2J\x08\u202eevil\u2066\u200b\ud800\U000e0041",
     "style='x:expression(1)' ;} body{background:url(//evil.example)}",
 )
+
+
+FINDING = {
+    **{"documents": 450, "passages": 812, "chunk": 60, "mode": "fused", "k": 2},
+    **{"found_by": "source", "found_rows": 100, "hit_at_1": 0.7, "hit_at_3": 0.9, "mrr": 0.8, "mrr_error": 0.02},
+}
 
 
 class Page(HTMLParser):
@@ -116,14 +121,15 @@ def poisoned(text: str) -> tuple[Report, list[Example], dict[str, list[Predictio
     said = {
         rung: [
             Prediction(row.id, text, label=f"{text}{(index * (place + 1)) % 3}", probabilities={text: 0.9},
-                       problem=text if index == 8 else "")
+                       sources=(text,), problem=text if index == 8 else "")
             for index, row in enumerate(examples)
         ]
         for place, rung in enumerate(rungs)
     }  # fmt: skip
     score = replace(share("accuracy", 0.5, 9), metric=text, method=text)
     results = (
-        RungResult(rungs[0], (score,), settings={text: text, "nested": {text: [text, {text: text}]}}),
+        RungResult(rungs[0], (score,), settings={text: text, "nested": {text: [text, {text: text}]},
+                   **FINDING, "mode": text, "found_by": text}),
         RungResult(rungs[1], (score,), 3.0, 12, settings={"best_step": 1}, artifact=text,
                    curve=({"step": 1, "train_loss": 1.0}, {"step": 1, "valid_loss": 2.0, text: 1.0}),  # type: ignore[dict-item]
                    samples=({"prompt": text, "text": text, "reference": text},), cost=poisoned_cost(text),
@@ -191,6 +197,22 @@ def test_the_pictures_speak_and_the_tables_have_heads() -> None:
     tables = [tag for tag, _ in read.seen if tag == "table"]
     assert len([tag for tag, _ in read.seen if tag == "thead"]) == len(tables)
     assert all("scope" in attributes for tag, attributes in read.seen if tag == "th")
+
+
+def test_what_is_found_stands_with_intervals_and_answers_cite_their_passages() -> None:
+    report, examples, said = classes()
+    rungs = [replace(rung, settings={**rung.settings, **FINDING}) if rung.rung == "few-shot" else rung
+             for rung in report.rungs]  # fmt: skip
+    said["few-shot"] = [
+        replace(item, sources=("[1] tales.md, The Fox", "[2] b.txt, line 3")) for item in said["few-shot"]
+    ]
+    read = harmless(html(replace(report, rungs=tuple(rungs)), examples, said))
+    assert "450 documents, 812 passages of at most 60 words, by fused; 2 in a prompt" in read.text
+    assert "hit at 1" in read.text
+    for value in ("0.604 to 0.781", "0.761 to 0.839"):  # Wilson's of 70 in 100; 0.8 ± 1.96 · 0.02
+        assert value in read.text.replace("\u00a0", " ")
+    assert "[1] tales.md, The Fox [2] b.txt, line 3" in read.text
+    assert "What is found in the documents" not in html(report, examples, said)
 
 
 def by_id(said: dict[str, list[Prediction]]) -> dict[str, dict[str, Prediction]]:
@@ -328,52 +350,6 @@ def contrast(one: str, other: str) -> float:
 
 def test_a_page_of_many_rows_stays_small() -> None:
     assert len(html(*classes(n=3000))) < 200_000
-
-
-@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=5))
-@settings(max_examples=60, deadline=None)
-def test_an_axis_holds_its_values_and_has_ticks(values: list[float]) -> None:
-    scale = charts.axis(values)
-    assert scale.low <= min(values)
-    assert scale.high >= max(values)
-    assert charts.LEFT <= scale.at(min(values)) <= scale.at(max(values)) <= charts.RIGHT
-    assert 2 <= len(scale.ticks()) <= 12
-
-
-def test_a_score_without_bounds_is_still_drawn() -> None:
-    rungs = [
-        ("a", Score("perplexity", 9.0, math.nan, math.inf, 3, "bootstrap", higher=False)),
-        ("b", share("x", 0.5, 3)),
-    ]
-    assert "nan%" not in charts.ladder(rungs, None, "a", {})
-
-
-def test_a_wide_span_of_a_loss_is_drawn_on_a_log_axis() -> None:
-    scale = charts.axis([20.0, 900.0], log=True)
-    assert scale.log
-    assert scale.at(134.0) == pytest.approx(50, abs=2)
-    assert scale.ticks() == [20, 50, 100, 200, 500, 1000]
-
-
-def test_curves_bear_gaps_and_what_is_not_a_number() -> None:
-    curve: list[dict[str, Any]] = [{"step": 1, "train_loss": float("nan")}, {"step": 2, "valid_loss": None}]
-    assert "polyline" not in charts.losses("lora", curve, None)
-    many = [{"step": step, "train_loss": 1.0 / step, "learning_rate": 0.1} for step in range(1, 20_000)]
-    assert len(charts.losses("lora", many, 7)) < 20_000
-    assert "kept: step 7" in charts.losses("lora", many, 7)
-
-
-def test_hidden_characters_are_written_out() -> None:
-    assert plain.visible("a\u202eb\u200bc\x07\r\nd\ud800") == "a⟨U+202E⟩b⟨U+200B⟩c␇\nd⟨U+D800⟩"
-    assert plain.visible("می\u200cخواهم 👩\u200d🚀\ttab") == "می\u200cخواهم 👩\u200d🚀\ttab"
-
-
-@given(st.text())
-@settings(deadline=None)
-def test_visible_is_writable_and_stable(text: str) -> None:
-    once = plain.visible(text)
-    once.encode()
-    assert plain.visible(once) == once
 
 
 def test_the_data_card_is_told_in_reading_order_and_nothing_of_it_is_lost() -> None:
