@@ -230,6 +230,9 @@ def _contracts(
     if too_long == "split" and not document:
         raise TaskError("only documents can be split", task.where("data.too_long"), "use error, drop or cut-prompt")
     labels = {"classify": prepared.labels, "choose": tuple(LETTERS)}.get(task.goal.task, ())
+    numbers = [float(row.label) for row in data.examples(prepared.folder, "train") if isinstance(row.label, float)]
+    low, high = (min(numbers), max(numbers)) if task.goal.task == "regress" and numbers else (0.0, 0.0)
+    bounds = [f"{low:.6g}", f"{high:.6g}"] if low < high else []
     asked = Contract(
         task.goal.task,
         prepared.shape,
@@ -241,7 +244,9 @@ def _contracts(
         "none" if base.kind == "encoder" and prepared.shape == "labelled" else "language",
         labels,
         prepared.multi,
-        ask.instruction(task.goal.task, labels, settings.instruction, prepared.multi),
+        ask.instruction(task.goal.task, labels or bounds, settings.instruction, prepared.multi),
+        low=low,
+        high=high,
     )
     target = kinds.constants("methods", method)["TARGET"]
     if target != "label":
@@ -249,7 +254,6 @@ def _contracts(
     head = "number" if task.goal.task == "regress" else "multi" if prepared.multi else "classes"
     trained = replace(asked, target="label", head=head, labels=labels if head != "number" else ())
     if head == "number":
-        numbers = [float(row.label) for row in data.examples(prepared.folder, "train") if isinstance(row.label, float)]
         spread = float(np.std(numbers)) if numbers else 1.0
         trained = replace(trained, mean=float(np.mean(numbers)) if numbers else 0.0, deviation=spread or 1.0)
     return asked, trained

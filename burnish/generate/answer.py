@@ -317,6 +317,9 @@ class Answerer:
             value = read_number(text)
             if not math.isfinite(value):
                 return replace(prediction, problem="no number in the answer")
+            width = self.contract.high - self.contract.low
+            if width and not self.contract.low - width <= value <= self.contract.high + width:
+                return replace(prediction, problem=f"{value:g} is far beyond the training numbers")  # digits run on
             return replace(prediction, number=value)
         if self.contract.goal == "classify" and self.contract.multi:
             said = {part.strip().casefold() for part in text.split(ask.SEPARATOR.strip())}

@@ -16,7 +16,10 @@ SEPARATOR = "; "
 
 
 def instruction(goal: str, labels: Sequence[str], given: str = "", multi: bool = False) -> str:
-    """What the model is told to do: the person's own words, else a plain sentence made from the task."""
+    """What the model is told to do: the person's own words, else a plain sentence made from the task.
+
+    labels: the classes; of a number the smallest and the largest, where they are known.
+    """
     if given:
         return given
     if goal == "classify" and multi:
@@ -25,7 +28,7 @@ def instruction(goal: str, labels: Sequence[str], given: str = "", multi: bool =
         shown = labels if len(labels) <= 20 else [*labels[:20], "..."]
         return f"Classify the text as {' or '.join(shown) if len(shown) == 2 else 'one of: ' + ', '.join(shown)}."
     if goal == "regress":
-        return "Answer with a number."
+        return f"Answer with a number from {labels[0]} to {labels[1]}." if labels else "Answer with a number."
     return ""
 
 

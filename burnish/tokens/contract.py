@@ -15,7 +15,8 @@ class Contract:
 
     goal: the task kind.  shape: of the rows it was made from.  target: what is trained on.  head: how the model ends.
     labels: classes in the order of the head.  instruction: what a labelled row is asked with.
-    mean, deviation: of the training numbers (regress).  virtual: tokens of a soft prompt, before whatever is read.
+    mean, deviation, low, high: of the training numbers (regress); low = high where they are not known.
+    virtual: tokens of a soft prompt, before whatever is read.
     """
 
     goal: str
@@ -31,6 +32,8 @@ class Contract:
     instruction: str = ""
     mean: float = 0.0
     deviation: float = 1.0
+    low: float = 0.0
+    high: float = 0.0
     virtual: int = 0
 
     def encoding(self, tokenizer: Tokenizer, kind: str, end: bool = True) -> Encoding:

@@ -256,6 +256,15 @@ def test_a_number_beyond_all_measure_is_no_number(tmp_path_factory):
     assert ready._read_text(replace(row, text="1e999", number=None)).problem == "no number in the answer"
 
 
+def test_digits_that_run_on_are_no_answer(tmp_path_factory):
+    ready = asking.answerer("llama", tmp_path_factory, "regress", low=1.0, high=5.0)
+    row = next(ready.answer(asking.labelled(1, labels=(1.0,))))
+    for text, number in (("9", 9.0), ("-3", -3.0), ("9.5", None), ("-3.1", None), ("1111111111111", None)):
+        read = ready._read_text(replace(row, text=text, number=None, problem=""))
+        assert read.number == number
+        assert ("far beyond" in read.problem) == (number is None)
+
+
 class TestOwnChoices:
     """Choices that each row brings: ARC, HellaSwag and their like."""
 

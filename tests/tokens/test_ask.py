@@ -49,6 +49,7 @@ def test_messages_keep_their_own_system_turn() -> None:
         (("classify", ["yes", "no"]), "Classify the text as yes or no."),
         (("classify", ["a", "b", "c"]), "Classify the text as one of: a, b, c."),
         (("regress", []), "Answer with a number."),
+        (("regress", ["0", "5"]), "Answer with a number from 0 to 5."),
         (("chat", []), ""),
         (("classify", ["a"], "Say it."), "Say it."),
         (("classify", ["a", "b"], "", True), "Name every label that fits the text, separated by ';': a, b."),
