@@ -307,7 +307,8 @@ class RungResult:
 class Report:
     """Everything a climb or an evaluation found; report.json is this, report.html shows it.
 
-    learning: the learning curve (evaluate/curve.py), empty where none was asked.  advice: what to do next.
+    seconds: of the whole climb, all its sittings together.  advice: what to do next.
+    learning: the learning curve (evaluate/curve.py), empty where none was asked.
     """
 
     name: str

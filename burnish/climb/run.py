@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -41,6 +42,15 @@ def climb(task: Task, again: bool, say: Say, seeds: int = 1, search: int = 0, cu
             loaded.append(Artifact("zero-shot", ladder.base, ladder.asked).model())
         return loaded[0]
 
+    path = ladder.folder / "sittings.json"  # seconds of each: what is found done was paid for before
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() and not again else []
+
+    def taken() -> float:
+        """Seconds of all sittings, kept after every rung: a killed sitting counts up to its last one."""
+        sittings = [*before, round(time.monotonic() - clock, 1)]
+        store.write_json(path, sittings)
+        return round(sum(sittings), 1)
+
     tuned: dict[str, RungResult] = {}
 
     def trained(rung: str) -> RungResult:
@@ -54,7 +64,10 @@ def climb(task: Task, again: bool, say: Say, seeds: int = 1, search: int = 0, cu
         if store.stop_requested():
             raise Interrupted("Stopped; finished rungs are kept", str(ladder.folder), "give the same command again")
         asks = bool(parts(rung)[0])
-        results.append(make_prompted(ladder, rung, again, say, model, trained) if asks else trained(rung))
+        try:
+            results.append(make_prompted(ladder, rung, again, say, model, trained) if asks else trained(rung))
+        finally:
+            taken()
     points: list[Point] = []
     if curve and tuned:
         chosen = [
@@ -63,5 +76,5 @@ def climb(task: Task, again: bool, say: Say, seeds: int = 1, search: int = 0, cu
         first = next((item for item in tuned.values() if item.rung in chosen), next(iter(tuned.values())))
         points = [Point(first.rung, rows, artifact) for rows, artifact in make_points(ladder, first, say)]
     told = judge(ladder, results, ladder.rows("test"), "test", "climb", say, model, points)
-    told = replace(told, seconds=round(time.monotonic() - clock, 1))
+    told = replace(told, seconds=taken())
     return publish(told, ladder.folder, ladder.rows("test"), "test", ladder.rows("train"))

@@ -4,17 +4,20 @@ import json
 import random
 import shutil
 import sys
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import labelled, words, write
 
 from burnish import artifact as artifacts
 from burnish import store, taskfile, workflow
+from burnish.climb import run
 from burnish.climb.run import climb
 from burnish.data import prepare
 from burnish.errors import Interrupted, TaskError
-from burnish.evaluate import scores
+from burnish.evaluate import plain, scores
 from burnish.records import Prediction
 from burnish.store import read_jsonl
 
@@ -66,6 +69,25 @@ class TestAgain:
         assert [rung for rung, text in desk.heard if "already made" in text] == [item.rung for item in first.rungs]
         assert [item.to_json() for item in second.rungs] == [item.to_json() for item in first.rungs]
         assert second.verdict == first.verdict
+
+    def test_what_the_climb_took_is_the_sum_of_its_sittings(self, desk, monkeypatch):
+        clock = count(0, 10)
+        monkeypatch.setattr(run, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+        task = desk.task(rungs=["baseline", "zero-shot"])
+        say = lambda rung, event: store.request_stop() if rung == "baseline" else None  # noqa: E731
+        with pytest.raises(Interrupted):
+            climb(task, False, say)
+        monkeypatch.setattr(store, "_stop", False)
+        kept = store.runs() / next(store.runs().iterdir()).name / "sittings.json"
+        stopped = sum(json.loads(kept.read_text()))
+        assert stopped >= 10
+        first = desk.climb(task)
+        assert first.seconds > stopped
+        found = desk.climb(task)  # everything is done
+        assert found.seconds > first.seconds
+        assert json.loads(Path(found.folder, "report.json").read_text())["seconds"] == found.seconds
+        assert f"whole climb {plain.seconds(found.seconds)}" in Path(found.folder, "report.html").read_text()
+        assert desk.climb(task, again=True).seconds == found.seconds - first.seconds  # begins anew
 
     def test_another_confidence_judges_anew_and_makes_nothing(self, desk):
         first = desk.climb(desk.task())
