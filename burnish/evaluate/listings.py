@@ -62,7 +62,10 @@ def _label(label: Label | None) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """One test row in a list: its text, the gold answer, what rungs answered, and the training rows most like it."""
+    """One test row in a list: its text, the gold answer, what rungs answered, and the training rows most like it.
+
+    cited: for each answer, where the passages in its prompt stand.
+    """
 
     where: str
     text: str
@@ -70,6 +73,7 @@ class Row:
     answers: tuple[str, ...]
     note: str = ""
     near: tuple[str, ...] = ()
+    cited: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -175,6 +179,7 @@ def _row(example: Example, rungs: Sequence[str], said: Said, near: Near) -> Row:
         tuple(_answer(said[rung][example.id]) for rung in rungs),
         f"all {len(said)} rungs answer this: is the gold label right?" if alike else "",
         near(example),
+        tuple(said[rung][example.id].sources or () for rung in rungs),
     )
 
 

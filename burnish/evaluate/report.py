@@ -19,7 +19,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from burnish.evaluate import charts, plain
+from burnish.evaluate import charts, plain, statistics
 from burnish.evaluate.card import facts_of, usage
 from burnish.evaluate.confusion import WIDEST, confusion, reliability
 from burnish.evaluate.cost import break_even, money
@@ -91,6 +91,7 @@ def html(
         break_evens=_break_evens(report, ran),
         growth=_growth(report.learning),
         searches=[rung for rung in ran if rung.search],
+        found=[item for item in map(_found, ran) if item],
         prompts=[rung for rung in ran if rung.prompt],
         changes=changes(goal, _pairs(report, ran, said), examples, said, near),
         wrong=wrong(goal, shown, examples, said, near) if shown in said else [],
@@ -203,6 +204,31 @@ def _flat(key: str, item: Any) -> list[tuple[str, str]]:
         return [(f"{key.removesuffix('s')}, {name}", plain.number(own)) for name, own in item.items()]
     words = [str(name) if own is True else f"{name} {str(own)!r}" for name, own in item.items() if own]
     return [(key, ", ".join(words))]
+
+
+@dataclass(frozen=True)
+class Found:
+    """How well a rung's passages are found.  scores: (name, value, low, high).  by: how the right one is known."""
+
+    rung: str
+    told: str
+    by: str
+    n: int
+    scores: tuple[tuple[str, float, float, float], ...]
+
+
+def _found(rung: RungResult) -> Found | None:
+    """What a rung that looks things up says of it; None where it does not, or no row says where its answer stands."""
+    told, prefix = rung.settings, "hit_at_"
+    n = int(told.get("found_rows", 0))
+    if not n:
+        return None
+    rates = {key.removeprefix(prefix): float(share) for key, share in told.items() if key.startswith(prefix)}
+    scores = [(f"hit at {k}", share, *statistics.wilson(share * n, n)) for k, share in rates.items()]
+    mean, reach = float(told["mrr"]), statistics.quantile(0.95) * float(told["mrr_error"])
+    scores.append(("MRR", mean, max(mean - reach, 0.0), min(mean + reach, 1.0)))
+    where = f"{told['documents']:,} documents, {told['passages']:,} passages of at most {told['chunk']} words"
+    return Found(rung.rung, f"{where}, by {told['mode']}; {told['k']} in a prompt", told["found_by"], n, tuple(scores))
 
 
 def _currency(report: Report) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,7 @@ class Finder:
         ranked = [
             right[nearest(self.pool.scores(each), len(right))] for (_, right), each in zip(known, queries, strict=True)
         ]
-        return hits([row.tolist() for row in ranked], by, KS)
+        return hits([row.tolist() for row in ranked], by)
 
     def _right(self, row: Example, by: str, folded: Sequence[str]) -> np.ndarray:
         """(N,) which passages hold the row's answer."""
@@ -68,9 +69,11 @@ class Finder:
 
 
 def query(row: Example) -> str:
-    """What is looked up: the last thing asked."""
+    """What is looked up: the last thing asked, and what follows its blank where it has one."""
     asked = [turn.content for turn in row.prompt if turn.role == "user"]
-    return asked[-1] if asked else question(row)
+    ends = zip(*(choice.split()[::-1] for choice in row.choices), strict=False)
+    after = [words[0] for words in takewhile(lambda words: len(set(words)) == 1, ends)]
+    return " ".join([asked[-1], *after[::-1]]) if asked else question(row)
 
 
 def _folded(text: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from typing import Any
@@ -116,20 +116,31 @@ def _kept(texts: Sequence[str], encoder: Encoder) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Hits:
-    """How often the passage that holds the answer is found.  by: how it is known which one does."""
+    """How often the passage that holds the answer is found.  by: how it is known which one does.
+
+    places: where each row's first right passage stands, from 1; 0 where none is right.
+    """
 
     by: str
-    rows: int
-    at: Mapping[int, float]
-    mrr: float
+    places: tuple[int, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        told = {f"hit_at_{k}": round(share, 4) for k, share in self.at.items()}
-        return {"found_by": self.by, "found_rows": self.rows, **told, "mrr": round(self.mrr, 4)}
+    def at(self, k: int) -> float:
+        """Share of the rows whose first k passages hold a right one."""
+        return float(np.mean([0 < place <= k for place in self.places]))
+
+    @property
+    def reciprocal(self) -> np.ndarray:
+        """(N,) 1 / place, 0 where none is right: its mean is the MRR."""
+        return np.array([1 / place if place else 0.0 for place in self.places])
+
+    def to_json(self, ks: Sequence[int]) -> dict[str, Any]:
+        """mrr_error: standard error of the mean reciprocal rank over rows."""
+        ranks, told = self.reciprocal, {f"hit_at_{k}": round(self.at(k), 4) for k in ks}
+        error = float(ranks.std(ddof=1) / np.sqrt(len(ranks))) if len(ranks) > 1 else 0.0
+        told |= {"mrr": round(float(ranks.mean()), 4), "mrr_error": round(error, 4)}
+        return {"found_by": self.by, "found_rows": len(self.places), **told}
 
 
-def hits(ranked: Sequence[Sequence[bool]], by: str, ks: Sequence[int]) -> Hits:
-    """Hit rate at each k, and mean reciprocal rank, of rows whose passages are marked right or wrong, best first."""
-    first = [next((place for place, right in enumerate(row, 1) if right), 0) for row in ranked]
-    at = {k: float(np.mean([0 < place <= k for place in first])) for k in ks}
-    return Hits(by, len(first), at, float(np.mean([1 / place if place else 0.0 for place in first])))
+def hits(ranked: Sequence[Sequence[bool]], by: str) -> Hits:
+    """Hits of rows whose passages are marked right or wrong, best first."""
+    return Hits(by, tuple(next((place for place, right in enumerate(row, 1) if right), 0) for row in ranked))

@@ -20,7 +20,7 @@ from burnish.errors import ArtifactError, TaskError
 from burnish.generate.answer import Answerer
 from burnish.kinds import setting
 from burnish.prompting import _encoder, _labels, _passages
-from burnish.prompting._finder import Finder, before
+from burnish.prompting._finder import KS, Finder, before
 from burnish.prompting._passages import MODES, Passage
 from burnish.prompting._search import Search, some
 from burnish.prompting._world import Chosen, World
@@ -104,7 +104,7 @@ def choose(world: World) -> Chosen:
     told |= {"asked": settings.budget - search.left, "metric": world.metric, "validation_rows": best.rows}
     told["validation_best"] = search.value(best.goodness)
     own = hits[size, mode]
-    told |= own.to_json() if own else {"found_by": "nothing: no row has a source, and no answer stands in a passage"}
+    told |= own.to_json(KS) if own else {"found_by": "nothing: no row has a source, and no answer stands in a passage"}
     by_meaning = encoder is not None and mode != "words"
     recipe = {
         **best.recipe,
@@ -158,4 +158,4 @@ def _loaded(answerer: Answerer, recipe: Mapping[str, Any], tensors: Mapping[str,
 def _brief(recipe: Mapping[str, Any], hits: Mapping[tuple[int, str], Any]) -> dict[str, Any]:
     """A recipe as a line of the trace, with how well its passages are found."""
     own = hits[recipe["chunk"], recipe["mode"]]
-    return {key: recipe[key] for key in ("k", "chunk", "mode")} | (own.to_json() if own else {})
+    return {key: recipe[key] for key in ("k", "chunk", "mode")} | (own.to_json(KS) if own else {})

@@ -15,6 +15,7 @@ from burnish.errors import ArtifactError, TaskError
 from burnish.evaluate import predict as predicting
 from burnish.generate.answer import Answerer
 from burnish.prompting import retrieval
+from burnish.prompting._finder import query
 from burnish.prompting._world import World
 from burnish.records import Example, Message, Prediction, Where
 from burnish.task import Evaluate
@@ -115,6 +116,16 @@ class TestChoice:
     @pytest.mark.parametrize(("kind", "shape"), [("encoder", "labelled"), ("decoder", "document")])
     def test_says_where_it_makes_no_sense(self, kind, shape):
         assert retrieval.unfit(kind, "classify", shape)
+
+
+class TestQuestion:
+    def test_what_follows_a_blank_is_looked_up_too(self):
+        turns = (Message("user", "On the hill"), Message("assistant", "Anna sat by the mill"))
+        row = Example(
+            "choices", Where("q", 1), turns, "", None, "A", choices=("Anna sat by the mill", "Ada sat by the mill")
+        )
+        assert query(row) == "On the hill sat by the mill"
+        assert query(replace(row, choices=("north", "south"))) == "On the hill"
 
 
 class TestPrompt:
