@@ -27,6 +27,7 @@ TITLES = {
 FLOOR = "always giving the same answer"
 FLOORS = {"choose": "choosing by place or length alone", "prefer": "choosing by length alone"}  # of goals that differ
 FEW = 10  # below this no interval deserves "met" or "not met"
+ABLE = 5  # below this no test can tell: swapping rows that all agree gives p > 0.06
 SMALL = 100  # below this a 95 % interval of a proportion is up to 0.2 wide: worth a note
 
 
@@ -185,7 +186,7 @@ def _with_target(climb: _Climb, target: float) -> tuple[str, Outcome, str]:
 def _without_target(climb: _Climb) -> tuple[str, Outcome, str]:
     able = [name for name in climb.scores if climb.floor is None or climb.beats(name, climb.reference)]
     unbeaten = [name for name in able if not any(climb.beats(other, name) for other in climb.scores)]
-    if unbeaten and (climb.n >= FEW or climb.floor is None):
+    if unbeaten and climb.n >= (FEW if climb.floor else ABLE):  # few documents are many words
         rung = unbeaten[0]
         score = climb.scores[rung]
         over = f", against {_number(climb.floor.value, score.value)} for {climb.always}" if climb.floor else ""
@@ -201,6 +202,8 @@ def _without_target(climb: _Climb) -> tuple[str, Outcome, str]:
     open_ = climb.n < FEW or any(gain is None or gain.high > 0 for gain in gains)
     floor = f" against {_number(climb.floor.value, score.value)}" if climb.floor else ""
     why = f"the best, {_title(best)}, has {score.metric} {_told(score)}{floor}"
+    if not climb.floor and climb.n < ABLE:
+        return "", "too few rows", f"{climb.n} test row{'s' * (climb.n > 1)} cannot tell the rungs apart: {why}."
     return "", "too few rows" if open_ else "not met", f"No rung is shown to be better than {climb.always}: {why}."
 
 
@@ -244,7 +247,7 @@ def _notes(
     elif climb.n < SMALL:
         notes.append(f"The test set is small ({climb.n} rows): every interval is wide.")
     metric = next(iter(climb.scores.values())).metric
-    if (least := _detectable(climb, rung, trained)) is not None:
+    if climb.n >= ABLE and (least := _detectable(climb, rung, trained)) is not None:
         notes.append(
             f"With {climb.n} test rows a difference in {metric} under {least} cannot reliably be told "
             "from luck (at that size 4 of 5 such tests find it)."
@@ -308,11 +311,11 @@ def _told(score: Score, beside: float | None = None) -> str:
 def _number(value: float, beside: float | None = None) -> str:
     """Two decimals or two digits, whichever says more; more of them where it would read like `beside` but is not.
 
-    >>> _number(0.8467), _number(0.8467, beside=0.85), _number(1234.5), _number(0.00123)
-    ('0.85', '0.847', '1234', '0.0012')
+    >>> _number(0.8467), _number(0.8467, beside=0.85), _number(1234.5), _number(0.00123), _number(1.12e33)
+    ('0.85', '0.847', '1234', '0.0012', '1.12e+33')
     """
-    if not math.isfinite(value):
-        return f"{value}"
+    if not math.isfinite(value) or abs(value) >= 1e7:
+        return f"{value:.3g}"
     size = math.floor(math.log10(abs(value))) if value else 0
     first = 0 if size >= 2 else 1 - min(size, -1)
     for digits in range(first, first + 6):

@@ -114,6 +114,9 @@ LUCK = 0.4
         # without a floor the cheapest unbeaten rung is taken
         ([FEW, LORA], [versus("few-shot", "lora", 0.28)], 172, "lora", "best"),
         ([RungResult("baseline", skipped="no classes"), FEW], [], 172, "few-shot", "best"),
+        # nine long documents can tell, four cannot: not even if all agreed
+        ([FEW, LORA], [versus("few-shot", "lora", 0.28)], 9, "lora", "best"),
+        ([FEW, LORA], [versus("few-shot", "lora", 0.28)], 4, "", "too few rows"),
         # a comparison told the other way round means the same
         ([FLOOR, FEW, LORA], [*BEATS_FLOOR, versus("lora", "few-shot", -0.28)], 172, "lora", "best"),
         # beaten by a cheaper rung: not chosen although no dearer one beats it
@@ -127,6 +130,12 @@ def test_without_a_target(rungs, comparisons, n, chosen, outcome):
     found = judge(rungs, comparisons, n=n)
     assert (found.rung, found.outcome) == (chosen, outcome)
     assert found.met is bool(chosen)
+
+
+def test_of_four_rows_nothing_is_promised():
+    found = judge([FEW, LORA], [versus("few-shot", "lora", 0.28, 0.067, 0.01, "random swaps", 4)], n=4)
+    assert found.sentence.startswith("4 test rows cannot tell the rungs apart: the best, LoRA, has accuracy 0.89")
+    assert not any("cannot reliably be told" in note for note in found.notes)  # none of any size can
 
 
 def test_without_a_target_where_lower_is_better():
@@ -181,6 +190,7 @@ def test_a_value_is_never_printed_like_a_goal_it_misses():
     assert _number(0.0) == "0"
     assert _number(-0.0001) == "-0.00010"
     assert _number(float("inf")) == "inf"
+    assert (_number(1.12e33), _number(-2e9), _number(1234567.0)) == ("1.12e+33", "-2e+09", "1234567")
 
 
 def notes(*arguments, **options):
