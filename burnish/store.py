@@ -13,7 +13,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from burnish.errors import BurnishError, TrainError
 
@@ -71,14 +71,15 @@ def disk_errors(path: Path, needed: int = 0) -> Iterator[None]:
         raise
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Replace `path` atomically and durably."""
+@contextlib.contextmanager
+def replacing(path: Path, needed: int = 0) -> Iterator[BinaryIO]:
+    """A stream to a file that takes the place of `path`, atomically and durably, once the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with disk_errors(path, len(data)):
+    with disk_errors(path, needed):
         try:
             with staged.open("wb") as stream:
-                stream.write(data)
+                yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
             staged.replace(path)
@@ -86,6 +87,12 @@ def write_bytes(path: Path, data: bytes) -> None:
         except BaseException:
             staged.unlink(missing_ok=True)
             raise
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace `path` atomically and durably."""
+    with replacing(path, len(data)) as stream:
+        stream.write(data)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -98,22 +105,11 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     """Write rows one by one (flat memory) to a staged file, then put it in place; returns how many."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     count = 0
-    with disk_errors(path):
-        try:
-            with staged.open("w", encoding="utf-8") as stream:
-                for row in rows:
-                    stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-                    count += 1
-                stream.flush()
-                os.fsync(stream.fileno())
-            staged.replace(path)
-            sync_folder(path.parent)
-        except BaseException:
-            staged.unlink(missing_ok=True)
-            raise
+    with replacing(path) as stream:
+        for row in rows:
+            stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+            count += 1
     return count
 
 
