@@ -32,7 +32,7 @@ from burnish.train.reference import Referred
 from burnish.train.run import Run
 from burnish.train.terms import Machine, Work
 
-EACH = 0.3  # seconds that a step is to take
+EACH = 0.4  # seconds that a step is to take
 LONGEST = 1.5  # a step that would take longer is left to the arithmetic, which is good at large products
 BUDGET = 1.2  # seconds for all counted steps
 STEPS = 6  # counted at most
@@ -63,9 +63,7 @@ def paced(trial: Trial, work: Work, machine: Machine, cut: tuple[int, bool]) -> 
     """
     if costs.seconds(work, *cut, machine)["training"] < WORTH:
         return machine
-    count = max(1, min(work.batch_size, int(cut[0] / max(float(np.mean(work.train.tokens)), 1.0))))
-    few = replace(trial.batches, micro_tokens=cut[0], batch_size=count)
-    layers = _layers(work, few, cut, machine)
+    few, layers = _small(trial, work, cut, machine)
     try:
         config = load.configured(trial.base, trial.head, trial.base.folder)
         if layers < _deepest(work):
@@ -78,11 +76,17 @@ def paced(trial: Trial, work: Work, machine: Machine, cut: tuple[int, bool]) -> 
         return machine
 
 
-def _layers(work: Work, few: Batches, cut: tuple[int, bool], machine: Machine) -> int:
-    """How many layers a step of EACH seconds has, by the arithmetic."""
-    one = _portion(work, few, 1)
-    told = costs.passing(one, costs.mean_step(one, cut[0]), True, cut[1], machine) + costs.updating(one, machine)
-    return max(FEWEST, int(_deepest(work) * EACH / max(told, 1e-9)))
+def _small(trial: Trial, work: Work, cut: tuple[int, bool], machine: Machine) -> tuple[Batches, int]:
+    """Rows and layers that make a step of EACH seconds, by the arithmetic: the run's own step, one micro-batch of it,
+    or that with fewer layers."""
+    count = int(cut[0] / max(float(np.mean(work.train.tokens)), 1.0))
+    for size in (work.batch_size, max(1, min(work.batch_size, count))):
+        few = replace(trial.batches, micro_tokens=cut[0], batch_size=size)
+        one = _portion(work, few, 1)
+        told = costs.passing(one, costs.mean_step(one, cut[0]), True, cut[1], machine) + costs.updating(one, machine)
+        if told <= EACH:
+            break
+    return few, max(FEWEST, int(_deepest(work) * min(EACH / max(told, 1e-9), 1.0)))
 
 
 def _deepest(work: Work) -> int:

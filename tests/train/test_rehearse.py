@@ -166,10 +166,15 @@ def test_a_shortened_model_has_so_many_layers_and_its_own_widths(config):
     assert told.num_hidden_layers == 3
 
 
-def test_a_small_model_is_rehearsed_whole_and_a_large_one_by_few_layers(made):
-    _, work, machine = made()
-    few = Batches(made()[0].batches.rows, 8, 2048, 0, 0)
-    assert rehearse._layers(work, few, CUT, machine) >= 2
+def test_a_small_model_is_rehearsed_whole_and_a_large_one_by_few_rows_and_layers(made):
+    trial, work, machine = made(batch_size=16)
     deep = replace(work, shape=replace(work.shape, ids=replace(work.shape.ids, kept=30 * work.shape.ids.largest)))
-    slow = replace(machine, products=dict.fromkeys(machine.products, (10000.0, 10000.0, 10000.0)))
-    assert rehearse._layers(deep, few, CUT, slow) == rehearse.FEWEST
+
+    def small(speed):
+        rates = replace(machine, products=dict.fromkeys(machine.products, (speed,) * 3), call=0.0, stream=1e15)
+        return rehearse._small(trial, deep, (64, False), rates)
+
+    sizes = [(few.batch_size, layers) for few, layers in map(small, (1e15, 1e8, 1e3))]
+    assert sizes[0] == (16, 30)
+    assert sizes[1][0] < 16
+    assert sizes[2] == (sizes[1][0], rehearse.FEWEST)
