@@ -221,7 +221,7 @@ def _found(rung: RungResult) -> Found | None:
     """What a rung that looks things up says of it; None where it does not, or no row says where its answer stands."""
     told, prefix = rung.settings, "hit_at_"
     n = int(told.get("found_rows", 0))
-    if not n:
+    if not n or "mrr_error" not in told:  # made before it was kept
         return None
     rates = {key.removeprefix(prefix): float(share) for key, share in told.items() if key.startswith(prefix)}
     scores = [(f"hit at {k}", share, *statistics.wilson(share * n, n)) for k, share in rates.items()]
