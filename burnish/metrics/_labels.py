@@ -37,6 +37,12 @@ def switches(example: Example, prediction: Prediction, labels: Sequence[str]) ->
     return (*truth, *(float(name in said) for name in labels))
 
 
+def right(example: Example, prediction: Prediction, labels: Sequence[str]) -> tuple[float, ...]:
+    """(1,) when exactly the true classes were said, else (0,)."""
+    row = switches(example, prediction, labels)
+    return (float(row[: len(labels)] == row[len(labels) :]),)
+
+
 def _names(label: Label) -> tuple[str, ...]:
     if isinstance(label, tuple):
         return label

@@ -7,6 +7,7 @@ the worst guess that could be expected, so that no missing answer can improve a 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +17,10 @@ from burnish.metrics._ratio import ratio
 from burnish.records import Example, Prediction
 
 
-def gold_and_said(example: Example, prediction: Prediction) -> tuple[float, float]:
+def gold_and_said(example: Example, prediction: Prediction, labels: Sequence[str] = ()) -> tuple[float, float]:
     """The example's number and the predicted one; NaN when there is no finite prediction.
 
+    labels: none of a number.
     Raises DataError when the example's label is not a finite number.
     """
     gold = example.label

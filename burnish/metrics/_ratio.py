@@ -1,4 +1,4 @@
-"""Ratios of counts, and their mean over classes or n-gram orders, for one sample of rows or many at once."""
+"""Means, ratios of counts, and their mean over classes or n-gram orders, for one sample of rows or many at once."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+def mean(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean of rows (..., n, 1), shape (...)."""
+    return np.mean(rows[..., 0], axis=-1)
 
 
 def macro(above: NDArray[np.float64], below: NDArray[np.float64], occurs: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from burnish.metrics._labels import switches
+from burnish.metrics._labels import right
+from burnish.metrics._ratio import mean
 from burnish.records import LETTERS, Example, Prediction
 
 FOR = ("choose",)
@@ -21,16 +21,12 @@ HIGHER = True
 RANGE = (0.0, 1.0)
 KIND = "proportion"
 
+value = mean
+
 
 def components(example: Example, prediction: Prediction, labels: Sequence[str]) -> tuple[float, ...]:
     """(1,) when right, else (0,); an answer without log-likelihoods counts by its letter."""
     if prediction.loglikelihoods:
         rates = np.array(prediction.loglikelihoods) / [len(choice) for choice in example.choices]
         prediction = replace(prediction, label=LETTERS[int(np.argmax(rates))])
-    row = switches(example, prediction, labels)
-    return (float(row[: len(labels)] == row[len(labels) :]),)
-
-
-def value(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean of rows (..., n, 1), shape (...)."""
-    return np.mean(rows[..., 0], axis=-1)
+    return right(example, prediction, labels)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
+from burnish.metrics._ratio import mean
 from burnish.metrics._text import gold
 from burnish.records import Example, Prediction
 
@@ -17,16 +15,13 @@ HIGHER = True
 RANGE = (0.0, 1.0)
 KIND = "proportion"
 
+value = mean
+
 
 def components(example: Example, prediction: Prediction, labels: Sequence[str]) -> tuple[float, ...]:
     """(1,) when equal, else (0,); no usable answer is never equal, not even to an empty gold text."""
     usable = not prediction.problem and prediction.text is not None
     return (float(usable and _plain(prediction.text or "") == _plain(gold(example))),)
-
-
-def value(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean of rows (..., n, 1), shape (...)."""
-    return np.mean(rows[..., 0], axis=-1)
 
 
 def _plain(text: str) -> str:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
 from burnish.metrics._labels import sums, switches
 from burnish.metrics._ratio import macro
-from burnish.records import Example, Prediction
 
 FOR = ("classify",)
 NEEDS = "label"
@@ -17,10 +14,7 @@ HIGHER = True
 RANGE = (0.0, 1.0)
 KIND = "aggregate"
 
-
-def components(example: Example, prediction: Prediction, labels: Sequence[str]) -> tuple[float, ...]:
-    """Gold and predicted classes, 2L numbers."""
-    return switches(example, prediction, labels)
+components = switches
 
 
 def value(rows: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
+from burnish.metrics._ratio import mean
 from burnish.records import LETTERS, Example, Prediction
 
 FOR = ("prefer",)
@@ -19,14 +17,11 @@ HIGHER = True
 RANGE = (0.0, 1.0)
 KIND = "proportion"
 
+value = mean
+
 
 def components(example: Example, prediction: Prediction, labels: Sequence[str]) -> tuple[float, ...]:
     """(1,) when the better answer wins, else (0,): also where both are equally likely."""
     told = prediction.loglikelihoods
     tie = told is not None and told[0] == max(told[1:])
     return (float(prediction.label == LETTERS[0] and not prediction.problem and not tie),)
-
-
-def value(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean of rows (..., n, 1), shape (...)."""
-    return np.mean(rows[..., 0], axis=-1)

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
+from burnish.metrics._ratio import mean
 from burnish.records import Example, Prediction
 
 FOR = ("prefer",)
@@ -17,6 +15,8 @@ NEEDS = "loglikelihoods"
 HIGHER = True
 RANGE = (0.0, 1.0)
 KIND = "proportion"
+
+value = mean
 
 
 def components(example: Example, prediction: Prediction, labels: Sequence[str]) -> tuple[float, ...]:
@@ -26,8 +26,3 @@ def components(example: Example, prediction: Prediction, labels: Sequence[str]) 
         return (0.0,)
     each = [nats / max(len(text.encode()), 1) for nats, text in zip(told, example.choices, strict=True)]
     return (float(each[0] > max(each[1:])),)
-
-
-def value(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean of rows (..., n, 1), shape (...)."""
-    return np.mean(rows[..., 0], axis=-1)

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
+from burnish.metrics._ratio import mean
 from burnish.metrics._text import gold, said, words
 from burnish.records import Example, Prediction
 
@@ -20,17 +18,14 @@ HIGHER = True
 RANGE = (0.0, 1.0)
 KIND = "mean"
 
+value = mean
+
 
 def components(example: Example, prediction: Prediction, labels: Sequence[str]) -> tuple[float, ...]:
     """(F1,) of one row, 0 to 1; 0 when either side has no words."""
     target, answer = words(gold(example)), words(said(prediction))
     common = _common(target, answer)
     return (2 * common / (len(target) + len(answer)) if common else 0.0,)
-
-
-def value(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean of rows (..., n, 1), shape (...)."""
-    return np.mean(rows[..., 0], axis=-1)
 
 
 def _common(a: list[str], b: list[str]) -> int:
