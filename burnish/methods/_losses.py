@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+from burnish.kinds import setting
 from burnish.models.fused import linear_cross_entropy, linear_log_likelihood
 from burnish.models.model import Outputs
 from burnish.tokens.batch import Batch
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Keys of `method:` when its kind is classify or sft."""
+
+    label_smoothing: float = setting(
+        0.0, "share of each target spread over the whole vocabulary or all classes", 0, 0.9
+    )
 
 
 def of_words(outputs: Outputs, smoothing: float = 0.0) -> Tensor:

@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from burnish.kinds import setting
-from burnish.methods._losses import cross_entropy
+from burnish.methods._losses import Settings, cross_entropy
 from burnish.models.model import Outputs
 from burnish.tokens.batch import Batch
 
 MODELS = ("decoder", "encoder", "encoder-decoder")
 HEAD = "classes"
 TARGET = "label"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Keys of `method:` when its kind is classify."""
-
-    label_smoothing: float = setting(
-        0.0, "share of each target spread over the whole vocabulary or all classes", 0, 0.9
-    )
 
 
 def weight(batch: Batch) -> float:
