@@ -42,8 +42,8 @@ def train(job: Job, clock: Clock) -> None:
         max_steps=job.steps,
         epochs=0,
         learning_rate=job.rate,
-        warmup=1,
-        floor=0.0,
+        schedule="constant",  # the one that all engines count alike: with warm-up transformers' first rate is 0
+        warmup=0,
         weight_decay=0.0,
         betas=[0.9, 0.999],
         patience=0,
