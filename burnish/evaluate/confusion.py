@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from burnish.evaluate import scores
 from burnish.records import Example, Prediction
 
 WIDEST = 12  # classes of a whole confusion matrix; with more, only the most confused pairs are shown
@@ -56,22 +55,15 @@ def confusion(rung: str, examples: Sequence[Example], said: Mapping[str, Predict
     if not rows:
         return Confusion(rung, (), {}, (), 0)
     told = [said[row.id] for row in rows]
-    given = [*(row.label for row in rows), *(item.label for item in told)]
-    labels = sorted({label for label in given if isinstance(label, str)})
-    table, answers = scores.confusion(rows, told, labels), [*labels, NO_ANSWER]
-    counts = {
-        (gold, answer): count
-        for gold, line in zip(labels, table, strict=True)
-        for answer, count in zip(answers, line, strict=True)
-        if count
-    }
-    golds = Counter(row.label for row in rows)
+    answers = [NO_ANSWER if item.problem or not isinstance(item.label, str) else item.label for item in told]
+    golds = [str(row.label) for row in rows]
+    counts, of = Counter(zip(golds, answers, strict=True)), Counter(golds)
     wrong = sorted(
-        ((gold, answer, count, golds[gold]) for (gold, answer), count in counts.items() if gold != answer),
+        ((gold, answer, count, of[gold]) for (gold, answer), count in counts.items() if gold != answer),
         key=lambda pair: (-pair[2], pair[3], pair[:2]),
     )
-    used = [answer for answer in answers if answer in golds or any(answer == column for _, column in counts)]
-    return Confusion(rung, tuple(used), counts, tuple(wrong[:15]), max(0, len(wrong) - 15))
+    labels = sorted({*golds, *answers}, key=lambda label: (label == NO_ANSWER, label))
+    return Confusion(rung, tuple(labels), counts, tuple(wrong[:15]), max(0, len(wrong) - 15))
 
 
 @dataclass(frozen=True)

@@ -157,25 +157,6 @@ def compare_all(
     )
 
 
-def confusion(
-    examples: Sequence[Example], predictions: Sequence[Prediction], labels: Sequence[str]
-) -> tuple[tuple[int, ...], ...]:
-    """Counts (L, L + 1): row = true class, column = predicted class, the last column = no usable answer.
-
-    Empty where a row can have several labels: there is no such table.
-    """
-    if any(isinstance(example.label, tuple) for example in examples):
-        return ()
-    place = {name: index for index, name in enumerate(labels)}
-    counts = np.zeros((len(labels), len(labels) + 1), dtype=int)
-    for row, prediction in zip(
-        table("recall", examples, predictions, labels), joined(examples, predictions), strict=True
-    ):
-        said = None if prediction.problem else prediction.label
-        counts[int(row[: len(labels)].argmax()), place.get(said, -1) if isinstance(said, str) else -1] += 1
-    return tuple(tuple(int(count) for count in row) for row in counts)
-
-
 def joined(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Prediction]:
     """The predictions in the order of the examples.
 

@@ -294,6 +294,14 @@ def test_confusion_counts_every_row_once() -> None:
     assert item.labels == ("negative", "positive", "no answer")
     assert item.golds == ["negative", "positive"]
     assert sum(item.of(gold) for gold in item.golds) == len(examples)
+    rows = [Example("labelled", Where("a.csv", at), text=str(at), label="good") for at in range(4)]
+    told = [Prediction(row.id, "", label=label) for row, label in zip(rows, ("good", "fair", "bad", None), strict=True)]
+    told[2] = replace(told[2], problem="cut off")
+    found = confusion("lora", rows, {item.id: item for item in told})
+    assert found.counts == {("good", "good"): 1, ("good", "fair"): 1, ("good", "no answer"): 2}
+    assert found.labels == ("fair", "good", "no answer")
+    several = [replace(row, label=("good", "fair")) for row in rows]
+    assert confusion("lora", several, {item.id: item for item in told}).counts == {}
 
 
 def test_few_rows_and_missing_predictions_do_not_matter() -> None:

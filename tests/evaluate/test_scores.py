@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from burnish.errors import BurnishError, DataError
-from burnish.evaluate.scores import applicable, compare, compare_all, confusion, pick_metric, score
+from burnish.evaluate.scores import applicable, compare, compare_all, pick_metric, score
 from burnish.evaluate.statistics import wilson
 from burnish.records import Example, Message, Prediction, Where
 
@@ -107,15 +107,6 @@ def test_all_pairs_are_corrected_together():
     ]  # fmt: skip
     assert all(item.p_holm >= item.p for item in found)
     assert max(item.p_holm / item.p for item in found) == pytest.approx(3)
-
-
-def test_confusion_counts_unusable_answers_apart():
-    examples = rows(4)
-    told = guesses(examples, 2)
-    told[3] = dataclasses.replace(told[3], label=None, problem="no label found")
-    told[1] = dataclasses.replace(told[1], label="excellent")
-    assert confusion(examples, told, LABELS) == ((1, 1, 0), (0, 0, 2))
-    assert confusion([dataclasses.replace(examples[0], label=("bad",))], told[:1], LABELS) == ()
 
 
 def test_applicable_metrics_are_those_the_rows_can_carry():
