@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 Label = str | float | tuple[str, ...]
-Role = Literal["system", "developer", "user", "assistant", "tool"]
 ROLES: tuple[str, ...] = ("system", "developer", "user", "assistant", "tool")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # what the choices of a question are called, in their order
 

@@ -131,10 +131,6 @@ class Tokenizer:
         """ids of a user's text alone; a control token spelt in it stays ordinary text."""
         return list(self._guarded.encode(text, add_special_tokens=False).ids)
 
-    def encode_continuation(self, text: str) -> list[int]:
-        """ids of text that goes on from other text: no word-start mark is put before it."""
-        return self.encode(text, continued=True)
-
     def decode(self, ids: list[int], special: bool = False) -> str:
         """Text of ids; control tokens are shown when `special`."""
         return str(self.backend.decode(ids, skip_special_tokens=not special))

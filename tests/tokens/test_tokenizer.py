@@ -207,7 +207,7 @@ def test_a_cut_text_is_its_start_and_shorter(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", MAKERS)
 def test_text_that_goes_on_gets_no_word_mark(name: str, tmp_path: Path) -> None:
     ours = Tokenizer.load(MAKERS[name](tmp_path))
-    head, tail = ours.encode("The cap"), ours.encode_continuation("ital of France")
+    head, tail = ours.encode("The cap"), ours.encode("ital of France", continued=True)
     assert ours.decode([*head, *tail]).replace(" ", "").lower() == "thecapitaloffrance"
     if name != "word pieces":
         assert ours.decode([*head, *tail]) == "The capital of France"
