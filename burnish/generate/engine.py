@@ -7,9 +7,10 @@ In: a Model and token ids.  Out: numbers and ids that depend on neither batch si
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -18,10 +19,26 @@ from torch import Tensor
 from burnish.generate import shared
 from burnish.generate.shared import Prefix, Tree
 from burnish.models.model import Model
+from burnish.models.quicken import answering
 from burnish.tokens.batch import by_budget, collate
 from burnish.tokens.rows import Tokens
 
 CLOSE = 1e-4  # of the largest logit: differences below this are rounding's (float32 keeps 1e-7, summed over layers)
+
+
+Told = TypeVar("Told")
+Given = ParamSpec("Given")
+
+
+def _answering(function: Callable[Concatenate[Model, Given], Told]) -> Callable[Concatenate[Model, Given], Told]:
+    """Run it without gradient, the model's steps fused."""
+
+    @wraps(function)
+    def run(model: Model, *told: Given.args, **named: Given.kwargs) -> Told:
+        with torch.no_grad(), answering(model.hf):
+            return function(model, *told, **named)
+
+    return run  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -44,7 +61,7 @@ class Sampling:
     seed: int = 0
 
 
-@torch.no_grad()
+@_answering
 def likelihood(model: Model, rows: Sequence[Tokens], budget: int, pad: int = 0) -> list[tuple[float, int]]:
     """(minus log-likelihood in nats, how many tokens) of the weighted tokens of each row, in row order."""
     told: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
@@ -54,11 +71,11 @@ def likelihood(model: Model, rows: Sequence[Tokens], budget: int, pad: int = 0) 
         prefix = shared.read(model, rows[scored[0]].ids[:size].tolist())
         own = [rows[i].ids[size : asked[i][-1] + 1] for i in scored]
         places = [asked[i] - size for i in scored]
-        for group, logits in shared.passes(model, prefix, own, places, budget, pad=pad):
+        for group, said in shared.passes(model, prefix, own, places, budget, pad=pad):
             wanted = np.concatenate([rows[scored[j]].ids[asked[scored[j]] + 1] for j in group])
-            nll = _nll(logits, torch.from_numpy(wanted).long())
-            for j, part in zip(group, nll.split([len(places[j]) for j in group]), strict=True):
-                told[scored[j]] = (float(part.sum()), len(part))
+            odds = said.odds(torch.arange(len(said)), torch.from_numpy(wanted).long())
+            for j, part in zip(group, odds.split([len(places[j]) for j in group]), strict=True):
+                told[scored[j]] = (-float(part.sum()), len(part))
         return told
     for group in by_budget(rows, budget):
         batch = collate([rows[i] for i in group], pad).to(model.device)
@@ -84,7 +101,7 @@ def _begun(model: Model, rows: Sequence[np.ndarray], ends: Sequence[int]) -> int
     return size if size and shared.ability(model, max(map(len, rows))) != "none" else 0
 
 
-@torch.no_grad()
+@_answering
 def head(model: Model, rows: Sequence[Tokens], budget: int, pad: int = 0) -> np.ndarray:
     """(N, C) logits of a model with a classification or regression head, in row order."""
     told: list[Tensor | None] = [None] * len(rows)
@@ -95,7 +112,7 @@ def head(model: Model, rows: Sequence[Tokens], budget: int, pad: int = 0) -> np.
     return torch.stack([row for row in told if row is not None]).numpy()
 
 
-@torch.no_grad()
+@_answering
 def features(model: Model, rows: Sequence[Tokens], budget: int, pad: int = 0) -> Tensor:
     """(N, H) last hidden states averaged over real tokens, in row order."""
     told: list[Tensor | None] = [None] * len(rows)
@@ -116,7 +133,7 @@ def choices(
     return np.array(told).reshape(len(prompts), len(answers))
 
 
-@torch.no_grad()
+@_answering
 def continuations(
     model: Model,
     prompts: Sequence[Sequence[int]],
@@ -148,8 +165,8 @@ def continuations(
     own = [row[size:] for row in rows]
     ends = [np.array([len(row) - 1]) for row in own]
     scores: dict[int, np.ndarray] = {}
-    for group, logits in shared.passes(model, prefix, own, ends, budget, trees, pad):
-        scores |= zip(group, shared.scores([trees[i] for i in group], logits), strict=True)
+    for group, said in shared.passes(model, prefix, own, ends, budget, trees, pad):
+        scores |= zip(group, shared.scores([trees[i] for i in group], said), strict=True)
     return [scores[i] for i in range(len(rows))]
 
 
@@ -186,7 +203,7 @@ def _continuations_seq2seq(
     return [scores[i] for i in range(len(rows))]
 
 
-@torch.no_grad()
+@_answering
 def generate(
     model: Model,
     prompts: Sequence[Sequence[int]],
@@ -201,7 +218,7 @@ def generate(
     told: list[Generated] = [Generated([], False)] * len(rows)
     whole = [_row([0] * (len(row.ids) + _room(model, row, most))) for row in rows]  # what its cache will come to
     size = 0
-    if rows and shared.ability(model, max(row.length for row in whole)) == "tree":  # it reads past gaps
+    if rows and shared.ability(model, max(row.length for row in whole)) in ("tree", "packed"):  # it reads past gaps
         size = shared.common([row.ids for row in rows], [len(row.ids) - 1 for row in rows])
     prefix = shared.read(model, rows[0].ids[:size].tolist()) if size else shared.NOTHING
     for group in by_budget(whole, budget):
@@ -306,8 +323,8 @@ def _alone(model: Model, row: Tokens, new: Sequence[int], pad: int) -> Tensor:
         ids = torch.tensor([[model.start_id, *new]], device=model.device)
         return model.hf(input_ids=source, decoder_input_ids=ids, use_cache=False).logits[0, -1]
     whole = np.append(row.ids, np.asarray(new, np.int32))
-    ((_, logits),) = shared.passes(model, shared.NOTHING, [whole], [np.array([len(whole) - 1])], 1, pad=pad)
-    return logits[0]
+    ((_, told),) = shared.passes(model, shared.NOTHING, [whole], [np.array([len(whole) - 1])], 1, pad=pad)
+    return told.logits()[0]
 
 
 def _draw(logits: Tensor, sampling: Sampling, draws: Sequence[torch.Generator]) -> Tensor:

@@ -25,6 +25,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
 from burnish.models import kernels, tiled
+from burnish.models.branches import Branches
 from burnish.models.layout import Group, Layout, Spans
 
 NAME = "burnish"
@@ -39,7 +40,7 @@ class Seat:
     positions, source_positions: (T,) for models that count positions themselves (BART).
     """
 
-    layout: Layout | None = None
+    layout: Layout | Branches | None = None
     positions: Tensor | None = None
     source_positions: Tensor | None = None
 
@@ -107,11 +108,15 @@ def attend(
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal) and side != "cross"
     if odd or (sliding_window is not None and not causal):
         raise NotImplementedError(f"packed attention has no {odd or 'two-sided window'}")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if isinstance(seat.layout, Branches):
+        if side == "cross" or others.get("softcap") or position_bias is not None:
+            raise NotImplementedError("branches know plain causal attention only")
+        return seat.layout.attend(module, query, key, value, scale), None
     bias = None if side == "cross" else position_bias  # T5's is zeros between its two sides
     if bias is not None and bias.shape[2] != 1:
         raise NotImplementedError("packed attention knows a bias of distances only")
     spans = getattr(seat.layout, side)
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     # under somebody's autocast rotated heads are wider than values
     q, k, v = (part.squeeze(0).transpose(0, 1).to(value.dtype) for part in (query, key, value))  # (T, heads, D)
     if spans.places is not None:

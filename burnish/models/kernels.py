@@ -1,4 +1,4 @@
-"""The kernels of kernels.cpp and attend.cpp: compiled once for this machine, then called without a copy.
+"""The kernels of kernels.cpp, attend.cpp and branch.cpp: compiled once for this machine, then called without a copy.
 
 In: contiguous CPU tensors in float32 or bfloat16.  Out: the same memory, changed.  Without a C++ compiler there are
 none, and fused.py and attention.py do the same work with PyTorch's own operations.
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from burnish import store
 
-SOURCES = [Path(__file__).with_name(name) for name in ("kernels.cpp", "attend.cpp")]
+SOURCES = [Path(__file__).with_name(name) for name in ("kernels.cpp", "attend.cpp", "branch.cpp")]
 HEADER = Path(__file__).with_name("kernels.hpp")
 FLAGS = (
     *("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-w"),

@@ -367,11 +367,14 @@ def _near(a: Tensor, b: Tensor) -> bool:
 @contextmanager
 def bare(head: nn.Linear) -> Iterator[nn.Linear]:
     """Within it the output embedding hands on what it reads."""
+    own = vars(head).get("forward")  # another `forward` of its own, not its class's (quicken.py)
     head.forward = lambda hidden: hidden  # type: ignore[method-assign]
     try:
         yield head
     finally:
         del head.forward
+        if own is not None:
+            head.forward = own
 
 
 def head_of(head: nn.Linear, hidden: Tensor) -> Tensor:

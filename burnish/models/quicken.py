@@ -1,33 +1,41 @@
-"""Puts the fused steps into a transformers model for training, where a module proves to compute the same.
+"""Puts the fused steps into a transformers model, where a module proves to compute the same.
 
-In: a model.  Out: the same model, whose norms, gated layers and attention have another `forward`.  Evaluation and what
-is saved know nothing of it.
+In: a model.  Out: the same model, whose norms, gated layers and attention have another `forward`: for good, to be
+trained (`install`), or for a while, to answer (`answering`), and then its linear layers too.  What is saved knows
+nothing of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from burnish.models.attention import attend
 from burnish.models.fused import Turned, gated, rms_norm
 from burnish.models.places import present
 
+Proven = dict[tuple[type, str], bool]
+_PROVEN: WeakKeyDictionary[nn.Module, Proven] = WeakKeyDictionary()
+FEW = 8  # rows of a product below which oneDNN's is no faster than MKL's, or sums in another order than for many
 
-def install(hf: nn.Module) -> dict[str, int]:
+
+def install(hf: nn.Module, proven: Proven | None = None) -> dict[str, int]:
     """Let the norms, gated layers and attention of a transformers model train by these; returns how many of each.
 
     The first module of every class is tried on random numbers beside its own forward pass; a class that does not
     compute the same (Gemma's 1 + weight, a partial rotation, another activation) is left alone.  A model without
-    weights has nothing to try: its modules are taken at their names.
+    weights has nothing to try: its modules are taken at their names.  proven: what is known of classes, added to.
     """
     bare = any(value.is_meta for value in hf.parameters())
     done = dict.fromkeys((name for name, *_ in STEPS), 0)
-    proven: dict[tuple[type, str], bool] = {}
+    proven = {} if proven is None else proven
     for module in hf.modules():
         for name, suits, quick, trial in STEPS:
             if not suits(module) or hasattr(module, "plain_forward"):
@@ -41,6 +49,50 @@ def install(hf: nn.Module) -> dict[str, int]:
                 module.forward = partial(quick, module)
                 done[name] += 1
     return done
+
+
+@contextmanager
+def answering(hf: nn.Module) -> Iterator[None]:
+    """Within it, without gradient, a model's steps are fused and its linear layers are `product`."""
+    before = {id(module) for module in hf.modules() if hasattr(module, "plain_forward")}
+    if next(hf.parameters()).dtype != torch.float64:  # there transformers' own norms are in float32
+        install(hf, _PROVEN.setdefault(hf, {}))
+    linear = [
+        module for module in hf.modules() if type(module) in (nn.Linear, Conv1D) and "forward" not in vars(module)
+    ]
+    for module in linear:
+        module.forward = partial(_linear, module, type(module) is Conv1D)
+    try:
+        yield
+    finally:
+        for module in linear:
+            del module.forward
+        for module in hf.modules():
+            if hasattr(module, "plain_forward") and id(module) not in before:
+                module.forward = module.plain_forward
+                del module.plain_forward
+
+
+def _linear(module: Any, transposed: bool, x: Tensor) -> Tensor:
+    return product(x, module.weight.T if transposed else module.weight, module.bias)
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x Wᵀ + bias; in float32 on a CPU with AVX-512 and without gradient by oneDNN.
+
+    MKL uses 256 of 512 bits on processors that are not Intel's: 110 against 230 GFLOP/s (docs/log.md).
+    """
+    alone = x.numel() < FEW * x.shape[-1] or torch.is_grad_enabled() or x.dtype != torch.float32
+    if alone or weight.dtype != torch.float32 or x.device.type != "cpu" or not _onednn():
+        return nn.functional.linear(x, weight, bias)
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
+
+
+@cache
+def _onednn() -> bool:
+    """Whether oneDNN can be called so, and this is such a processor."""
+    known = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return known and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 def _same(module: nn.Module, quick: Callable[..., Any], trial: Callable[[nn.Module], dict[str, Any]]) -> bool:
