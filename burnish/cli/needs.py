@@ -11,17 +11,6 @@ from burnish.evaluate import plain
 STYLES = {"fits": "green", "tight": "yellow", "does not fit": "bold red"}
 
 
-def size(count: float) -> str:
-    """Bytes as a person reads them.
-
-    >>> size(12e9), size(1.25e9), size(38e6), size(900)
-    ('12 GB', '1.2 GB', '38 MB', '0 MB')
-    """
-    if count < 1e9:
-        return f"{count / 1e6:.0f} MB"
-    return f"{count / 1e9:.1f} GB" if count < 1e10 else f"{count / 1e9:,.0f} GB"
-
-
 def bound(figure: Mapping[str, float]) -> str:
     """A figure's error bound, '' where it is exact."""
     value = figure["value"]
@@ -33,8 +22,8 @@ def brief(needs: Mapping[str, Any]) -> str:
     """Time, memory, disk and whether it fits, on one line."""
     peak, took = needs["gpu"] if needs["gpu"]["value"] else needs["cpu"], needs["seconds"]
     told = [f"{plain.seconds(took['value'])}{bound(took)}"]
-    told.append(f"{size(peak['value'])}{bound(peak)} of {size(needs['room'])}: {needs['verdict']}")
-    return " · ".join([*told, f"{size(needs['disk']['value'])} on disk"])
+    told.append(f"{plain.size(peak['value'])}{bound(peak)} of {plain.size(needs['room'])}: {needs['verdict']}")
+    return " · ".join([*told, f"{plain.size(needs['disk']['value'])} on disk"])
 
 
 def _passes(states: Mapping[str, Any]) -> str:
@@ -42,17 +31,18 @@ def _passes(states: Mapping[str, Any]) -> str:
     if states["reason"]:
         return f"in every pass: {states['reason']}"
     kept = " and ".join(states["splits"])
-    return f"once ({kept}): {plain.seconds(states['seconds'])} saved, {size(states['bytes'])} on disk"
+    return f"once ({kept}): {plain.seconds(states['seconds'])} saved, {plain.size(states['bytes'])} on disk"
 
 
 def plan(screen: Screen, told: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     """A table of what each rung needs, then what mends those that do not fit; without a task, the largest bases."""
     if "largest" in told:
         screen.line(
-            ("What this machine can tune", "bold"), f", with {size(told['room'])} free and {told['row']}-token rows"
+            ("What this machine can tune", "bold"),
+            f", with {plain.size(told['room'])} free and {told['row']}-token rows",
         )
         rows = [
-            [one["rung"], one["name"] or "none of those known", f"{one['parameters']:,}", size(one["peak"])]
+            [one["rung"], one["name"] or "none of those known", f"{one['parameters']:,}", plain.size(one["peak"])]
             for one in told["largest"]
         ]
         screen.table(["rung", "largest base", "parameters", "peak memory"], rows, left=2)
@@ -63,9 +53,9 @@ def plan(screen: Screen, told: Mapping[str, Any], asked: Mapping[str, Any]) -> N
         figures = (one[name] for name in ("parameters", "trained", "tokens", "steps"))
         exact = [f"{figure['value']:,}{bound(figure)}" for figure in figures]
         took, peak = one["seconds"], one["cpu"]
-        gpu = f"{size(one['gpu']['value'])}{bound(one['gpu'])}" if one["gpu"]["value"] else "–"
-        rough = [f"{plain.seconds(took['value'])}{bound(took)}", f"{size(peak['value'])}{bound(peak)}", gpu]
-        rows.append([rung, one["verdict"], *exact, *rough, size(one["disk"]["value"])])
+        gpu = f"{plain.size(one['gpu']['value'])}{bound(one['gpu'])}" if one["gpu"]["value"] else "–"
+        rough = [f"{plain.seconds(took['value'])}{bound(took)}", f"{plain.size(peak['value'])}{bound(peak)}", gpu]
+        rows.append([rung, one["verdict"], *exact, *rough, plain.size(one["disk"]["value"])])
     heads = ["rung", "", "parameters", "trained", "tokens", "steps", "time", "memory", "GPU", "disk"]
     screen.table(heads, rows, left=2, first=(0, 1, 6, 7, 3, 5, 4, 2, 9, 8))
     for rung, words in told["stacked"].items():
@@ -73,12 +63,14 @@ def plan(screen: Screen, told: Mapping[str, Any], asked: Mapping[str, Any]) -> N
     for rung, one in told["rungs"].items():
         cut = f"micro-batches of {one['micro_tokens']:,} tokens"
         again = ", activations made again in the backward pass" if one["recompute"] else ""
-        screen.line(f"  {rung}  ", (one["verdict"], STYLES[one["verdict"]]), f" in {size(one['room'])}: {cut}{again}")
+        screen.line(
+            f"  {rung}  ", (one["verdict"], STYLES[one["verdict"]]), f" in {plain.size(one['room'])}: {cut}{again}"
+        )
         if frozen := one["states"].get("layers"):
             screen.line(f"     the {frozen} frozen layers run ", _passes(one["states"]))
         for remedy in one["remedies"]:
             words = " ".join(f"--set {override}" for override in remedy["set"])
             command = f"--rung {remedy['rung']}" if remedy["rung"] else words
-            screen.line("     do    ", f"{remedy['text']} ({size(remedy['peak'])}): {command}")
+            screen.line("     do    ", f"{remedy['text']} ({plain.size(remedy['peak'])}): {command}")
         if one["verdict"] == "does not fit" and not one["remedies"]:
             screen.line("     do    ", "take a smaller base: `burnish plan` alone says how large one may be")

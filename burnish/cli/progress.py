@@ -156,7 +156,7 @@ class Progress:
         if left and self.total > self.done:
             parts.append(f"ETA {self._left()}")
         if self.memory:
-            parts.append(f"{self.memory / 1e9:.1f} GB" if self.memory >= 1e9 else f"{self.memory / 1e6:.0f} MB")
+            parts.append(plain.size(self.memory))
         return " · ".join(parts)
 
     def _left(self) -> str:

@@ -128,12 +128,12 @@ def seconds(value: float) -> str:
 def size(value: float) -> str:
     """Bytes as a person says them.
 
-    >>> size(512), size(3_500_000), size(2.5e9)
-    ('512 B', '3.5 MB', '2.50 GB')
+    >>> size(512), size(3_500_000), size(38e6), size(2.5e9), size(12e9)
+    ('512 B', '3.5 MB', '38 MB', '2.5 GB', '12 GB')
     """
     for unit, of in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if value >= of:
-            return f"{value / of:.{2 if unit == 'GB' else 1}f} {unit}"
+            return f"{value / of:,.{0 if value >= 10 * of else 1}f} {unit}"
     return f"{value:.0f} B"
 
 

@@ -6,7 +6,7 @@ import io
 
 import fake_workflow as fake
 
-from burnish.cli import needs, show
+from burnish.cli import show
 from burnish.cli.progress import Progress
 from burnish.cli.screen import Screen
 from burnish.records import Event
@@ -61,7 +61,3 @@ def test_the_first_line_of_a_run_tells_its_needs() -> None:
         say("lora", Event("started", 0, 0.0, numbers | {"needs": fake.needs("tight")}))
     first = stream.getvalue().splitlines()[0]
     assert first.endswith("3.0 GB ± 10% of 21 GB: tight · 80 MB on disk")
-
-
-def test_bytes_are_read_at_a_glance() -> None:
-    assert [needs.size(count) for count in (12e9, 1.25e9, 38e6)] == ["12 GB", "1.2 GB", "38 MB"]

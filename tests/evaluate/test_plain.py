@@ -19,3 +19,8 @@ def test_visible_is_writable_and_stable(text: str) -> None:
     once = plain.visible(text)
     once.encode()
     assert plain.visible(once) == once
+
+
+def test_bytes_are_read_at_a_glance() -> None:
+    told = [plain.size(count) for count in (900, 3.5e6, 38e6, 1.25e9, 12e9, 3e12)]
+    assert told == ["900 B", "3.5 MB", "38 MB", "1.2 GB", "12 GB", "3,000 GB"]
