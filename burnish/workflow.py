@@ -256,9 +256,9 @@ def predict(artifact: str, data: str, *, out: str, say: Say | None = None) -> di
     """Answer every row of a file; a stopped job goes on where it was."""
     from burnish import artifact as artifacts
     from burnish.climb import past
-    from burnish.evaluate import batch
+    from burnish.evaluate import predict_file
 
-    return batch.run(artifacts.load(past.artifact(artifact)), data, Path(out), say or _quiet)
+    return predict_file.run(artifacts.load(past.artifact(artifact)), data, Path(out), say or _quiet)
 
 
 def chat(artifact: str) -> Any:

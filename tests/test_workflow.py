@@ -17,7 +17,7 @@ import burnish
 from burnish import store
 from burnish.data.validate import BadRows
 from burnish.errors import ArtifactError, BurnishError, DataError, Interrupted, TaskError
-from burnish.evaluate import batch
+from burnish.evaluate import predict_file
 from burnish.records import Event, Report
 
 WORDS = [
@@ -273,7 +273,7 @@ def test_predicting_goes_on_after_a_kill_and_keeps_every_row(
     write(home / "new.csv", new, ("review", "number"))
     whole = home / "whole.csv"
     burnish.predict(lora, str(home / "new.csv"), out=str(whole))
-    monkeypatch.setattr(batch, "CHUNK", 10)
+    monkeypatch.setattr(predict_file, "CHUNK", 10)
     append, calls = store.append_jsonl, []
 
     def killed(path: Path, told: Any) -> None:
@@ -302,7 +302,7 @@ def test_predicting_goes_on_after_a_kill_and_keeps_every_row(
 
 def test_predicting_stops_when_asked_and_goes_on(home: Path, lora: str, monkeypatch: pytest.MonkeyPatch) -> None:
     write(home / "more.csv", rows(25, start=40))
-    monkeypatch.setattr(batch, "CHUNK", 10)
+    monkeypatch.setattr(predict_file, "CHUNK", 10)
     out = str(home / "more.jsonl")
     with monkeypatch.context() as patch, pytest.raises(Interrupted, match="after 10 of 25 rows"):
         burnish.predict(lora, str(home / "more.csv"), out=out, say=lambda _, event: patch.setattr(store, "_stop", True))

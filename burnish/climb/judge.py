@@ -59,7 +59,7 @@ def judge(
     task, metric, settings = ladder.task, ladder.metric, ladder.task.evaluate
     ran = [result for result in results if not result.skipped]
     table = costs.prices(task.folder)
-    claim = question(ladder, ran, say, model)  # before any of these rows is read
+    claim = claimed(ladder, ran, say, model)  # before any of these rows is read
     extra = [str(seed["artifact"]) for result in ran for seed in result.seeds]
     every = [*(result.artifact for result in ran), *extra, *(point.artifact for point in points)]
     asker = Asker(ladder, rows, suite, say, model)
@@ -151,7 +151,7 @@ def publish_pair(told: Sides, sides: tuple[Side, Side], rows: Sequence[Example],
     return page
 
 
-def question(
+def claimed(
     ladder: Ladder, results: Sequence[RungResult], say: Say, model: Callable[[], Model] | None = None
 ) -> tuple[str, ...]:
     """The rung that trains and the one that does not whose difference is the verdict's one claim.

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from burnish import store
 from burnish.artifact import Artifact
-from burnish.climb.judge import Point, judge, publish, question
+from burnish.climb.judge import Point, claimed, judge, publish
 from burnish.climb.ladder import ready, rungs_of
 from burnish.climb.rungs import make_points, make_prompted, make_trained
 from burnish.errors import Interrupted, TaskError
@@ -71,7 +71,7 @@ def climb(task: Task, again: bool, say: Say, seeds: int = 1, search: int = 0, cu
     points: list[Point] = []
     if curve and tuned:
         chosen = [
-            parts(rung)[1] for rung in question(ladder, [item for item in results if not item.skipped], say, model)
+            parts(rung)[1] for rung in claimed(ladder, [item for item in results if not item.skipped], say, model)
         ]
         first = next((item for item in tuned.values() if item.rung in chosen), next(iter(tuned.values())))
         points = [Point(first.rung, rows, artifact) for rows, artifact in make_points(ladder, first, say)]

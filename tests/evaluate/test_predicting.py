@@ -13,7 +13,7 @@ import pytest
 
 from burnish import store
 from burnish.errors import DataError
-from burnish.evaluate import batch
+from burnish.evaluate import predict_file
 from burnish.records import Example, Prediction
 
 
@@ -42,12 +42,12 @@ def _echo(monkeypatch: pytest.MonkeyPatch) -> None:
                 raise KeyboardInterrupt
             yield Prediction(row.id, str(row.where), text=said)
 
-    monkeypatch.setattr(batch, "answerer", lambda artifact, settings: SimpleNamespace(answer=answer))
-    monkeypatch.setattr(batch, "CHUNK", 2)
+    monkeypatch.setattr(predict_file, "answerer", lambda artifact, settings: SimpleNamespace(answer=answer))
+    monkeypatch.setattr(predict_file, "CHUNK", 2)
 
 
 def run(data: Path, out: Path, made: Made | None = None) -> dict[str, Any]:
-    return batch.run(made or Made(), str(data), out, lambda phase, event: None)  # type: ignore[arg-type]
+    return predict_file.run(made or Made(), str(data), out, lambda phase, event: None)  # type: ignore[arg-type]
 
 
 def write(path: Path, *said: str) -> Path:
@@ -114,7 +114,7 @@ def test_a_picked_choice_is_told_by_letter_and_word_with_every_log_likelihood(tm
         for row in rows:
             yield Prediction(row.id, str(row.where), label="B", probabilities={"B": 0.9}, loglikelihoods=(-3.0, -0.5))
 
-    monkeypatch.setattr(batch, "answerer", lambda artifact, settings: SimpleNamespace(answer=answer))
+    monkeypatch.setattr(predict_file, "answerer", lambda artifact, settings: SimpleNamespace(answer=answer))
     columns = {"columns": {"question": "q", "choices": ["o1", "o2"], "letter": "a"}}
     made = Made(facts=columns, contract=SimpleNamespace(shape="choices", labels=()))
     (tmp_path / "in.csv").write_text("q,o1,o2\nWhat falls?,sun,rain\nWhat shines?,,rain\n")
@@ -126,5 +126,5 @@ def test_a_picked_choice_is_told_by_letter_and_word_with_every_log_likelihood(tm
 
 
 def test_documents_get_their_likelihood_and_no_empty_answer() -> None:
-    found = batch._columns(Prediction("a", "a.txt:1", nll=12.34567, tokens=9))
+    found = predict_file._columns(Prediction("a", "a.txt:1", nll=12.34567, tokens=9))
     assert found == {"nll": 12.3457, "tokens": 9, "problem": ""}

@@ -1,4 +1,4 @@
-"""Batch use: every row of a file answered, in order, into a file of the same kind; killed at any moment, it goes on.
+"""Every row of a file answered, in order, into a file of the same kind; killed at any moment, it goes on.
 
 Finished rows are kept beside the output in `.NAME.part` (JSON lines, synced chunk by chunk); the output itself
 appears whole, at the end.
