@@ -343,8 +343,13 @@ def next_steps(report: Report) -> tuple[str, ...]:
         )
     if trained and not any(rung.seeds for rung in trained):
         told.append("One seed was trained: --seeds 3 says how much of a difference is the seed's luck.")
-    ran = {rung.rung for rung in report.rungs}
-    if others := [name for name in (*kinds.names("prompting"), *kinds.names("adapters")) if name not in ran]:
+    ran, about = {rung.rung for rung in report.rungs}, (report.base.get("kind", "decoder"), report.goal["task"])
+    asks = [
+        name
+        for name in kinds.names("prompting")
+        if not kinds.load("prompting", name).unfit(*about, report.data.get("shape", "labelled"))
+    ]
+    if others := [name for name in (*asks, *kinds.names("adapters")) if name not in ran]:
         told.append(f"Not tried: {', '.join(others)}; name them under rungs: in the task to set them beside these.")
     if claim is not None and chosen is not None and chosen.trained == 0 and trained:
         told.append(

@@ -140,6 +140,10 @@ def test_what_to_do_next_follows_the_verdict():
     assert "Twice the data" in met[1]
     assert any("--seeds 3" in item for item in met)
     assert not any("--search" in item for item in met)
-    assert any(item.startswith("Not tried: ") for item in met)
+    assert any(item.startswith("Not tried: baseline, linear-probe, ") for item in met)
+    chosen = replace(classes()[0], goal={"task": "choose", "metric": "accuracy"}, data={"shape": "choices"})
+    assert any(
+        item.startswith("Not tried: baseline, retrieval, partial, ") for item in next_steps(chosen)
+    )  # what can be
     again = next_steps(replace(classes()[0], readings=({}, {})))
     assert "opened 2 times" in again[-1]
