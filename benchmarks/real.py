@@ -156,11 +156,20 @@ CASES: dict[str, dict[str, Any]] = SPECTRUM | {
         "train": {"epochs": 15, "batch_size": 8},
     },
     "characters": {  # whose name comes next?  it stands in one of 450 stories, and nowhere else
-        "goal": {"task": "choose", "target": 0.7},
+        "goal": {"task": "choose"},
         "data": {"files": ["characters.jsonl"], "test": 0.5, "validation": 0.2},
         "base": "models/stories3m-bitnet",
         "rungs": ["baseline", "zero-shot", "few-shot", "retrieval", "lora", "retrieval+lora"],
         "retrieval": {"documents": ["stories"], "k": [1, 2], "chunk": [60, 100]},
+        "train": {"epochs": 3},
+    },
+    "boolq": {  # yes or no?  an encyclopedia's passage says, to whom can read it
+        "goal": {"task": "classify", "target": 0.7},
+        "data": {"files": ["boolq.jsonl"], "test": 0.45, "validation": 0.15, "on_problem": "drop"},
+        "base": "burnish-tiny",
+        "rungs": ["baseline", "zero-shot", "few-shot", "retrieval", "lora", "retrieval+lora"],
+        "retrieval": {"documents": ["encyclopedia"], "k": [1, 2], "chunk": [60, 150]},
+        "method": {"kind": "sft"},
         "train": {"epochs": 3},
     },
     "pronunciation": {
@@ -237,6 +246,20 @@ def characters(shared: Path, folder: Path) -> None:
     (folder / "characters.jsonl").write_text("\n".join(told) + "\n", encoding="utf-8")
 
 
+def boolq(shared: Path, folder: Path) -> None:
+    """Write encyclopedia/ and boolq.jsonl: questions, and the passages they were asked of."""
+    lines = (shared / "data/bench-boolq/data.jsonl").read_text(encoding="utf-8").splitlines()
+    rows, names = [json.loads(line) for line in lines], dict[str, str]()
+    for row in rows:
+        if row["passage"] not in names:
+            names[row["passage"]] = _document(folder / "encyclopedia", len(names), row["passage"])
+    told = [
+        {"text": row["question"], "label": "yes" if row["answer"] else "no", "source": names[row["passage"]]}
+        for row in rows
+    ]
+    (folder / "boolq.jsonl").write_text("".join(json.dumps(row) + "\n" for row in told), encoding="utf-8")
+
+
 def _document(folder: Path, number: int, text: str) -> str:
     """Write a text as txt, md, html or docx in turn; its name."""
     folder.mkdir(exist_ok=True)
@@ -278,7 +301,7 @@ def run(name: str, shared: Path, folder: Path) -> tuple[Report, float]:
     for key in ("files", "test_files"):
         if key in told["data"]:
             told["data"][key] = [str((shared if "/" in item else folder) / item) for item in told["data"][key]]
-    for made in (soluble, bookings, characters):
+    for made in (soluble, bookings, characters, boolq):
         if f"{made.__name__}." in told["data"]["files"][0]:
             made(shared, folder)
     if "/" in told["base"]:
