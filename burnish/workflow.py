@@ -43,13 +43,12 @@ def plan(task: str = "", *, rung: str = "", set: Sequence[str] = ()) -> dict[str
 
     Without a task: the largest well-known base that each rung could tune here.
     """
-    from burnish import kinds, taskfile
+    from burnish import taskfile
     from burnish.climb.foresee import foresee, tunable
     from burnish.climb.ladder import ready
 
-    if rung and rung not in kinds.names("adapters"):
-        what, do = unknown("trained rung", rung, kinds.names("adapters"))
-        raise TaskError(what, "--rung", do)
+    if rung:
+        _must_train(rung)
     if not task:
         return tunable()
     return foresee(ready(taskfile.read(task, set), begin=False), [rung] if rung else [])
@@ -89,14 +88,12 @@ def train(
     say: Say | None = None,
 ) -> RungResult:
     """Train one rung; the test set stays closed."""
-    from burnish import kinds, taskfile
+    from burnish import taskfile
     from burnish.climb.ladder import ready
     from burnish.climb.rungs import make_trained
     from burnish.train import distributed, launch
 
-    if rung not in kinds.names("adapters"):
-        what, do = unknown("trained rung", rung, kinds.names("adapters"))
-        raise TaskError(what, "--rung", do)
+    _must_train(rung)
     cluster = launch.Cluster(devices or distributed.visible(), nodes, node_rank, rendezvous).checked()
     ladder = ready(taskfile.read(task, set))
     if cluster.size > 1 and not launch.inside():
@@ -104,6 +101,15 @@ def train(
         return _together(words, cluster, ladder, say or _quiet)
     with distributed.begin(shard) as ranks:
         return make_trained(ladder, rung, again, say or _quiet, ranks=ranks)
+
+
+def _must_train(rung: str) -> None:
+    """Refuse a rung that trains nothing."""
+    from burnish import kinds
+
+    if rung not in kinds.names("adapters"):
+        what, do = unknown("trained rung", rung, kinds.names("adapters"))
+        raise TaskError(what, "--rung", do)
 
 
 def _together(words: dict[str, Any], cluster: Cluster, ladder: Ladder, say: Say) -> RungResult:
@@ -142,6 +148,7 @@ def launch(
     from burnish.train import launch
     from burnish.train.slurm import script
 
+    _must_train(rung)
     launch.Cluster(devices, nodes, 0, "host:1").checked()
     words = [task, "--rung", rung, *(part for key in set for part in ("--set", key)), *(["--shard"] if shard else [])]
     if slurm:

@@ -178,6 +178,8 @@ def test_a_trained_rung_says_what_it_sets_out_to_do(home: Path) -> None:
 def test_only_adapters_are_trained(home: Path) -> None:
     with pytest.raises(TaskError, match='Unknown trained rung "few-shot"'):
         burnish.train(str(home / "task.yaml"), rung="few-shot")
+    with pytest.raises(TaskError, match='Unknown trained rung "few-shot"'):
+        burnish.launch(str(home / "task.yaml"), rung="few-shot")
 
 
 def test_a_runs_own_task_file_is_the_same_run(home: Path, climbed: Report) -> None:
