@@ -235,16 +235,21 @@ class Encoding:
         return self._shortened(example, over)
 
     def fit_prompt(self, question: Example, limit: int) -> tuple[Message, ...]:
-        """A question with its longest texts shortened at their ends until its prompt has at most `limit` ids."""
-        return self._shortened(question, lambda turns: len(self.prompt_ids(turns)) - limit)
+        """A question with its longest texts shortened at their ends until its prompt has at most `limit` ids.
 
-    def _shortened(self, example: Example, over: Callable[[Sequence[Message]], int]) -> tuple[Message, ...]:
+        Answers before the question are texts like any other: none of them is learned here.
+        """
+        return self._shortened(question, lambda turns: len(self.prompt_ids(turns)) - limit, whole="")
+
+    def _shortened(
+        self, example: Example, over: Callable[[Sequence[Message]], int], whole: str = "assistant"
+    ) -> tuple[Message, ...]:
         turns = list(example.messages)
         for _ in range(64):
             excess = over(turns)
             if excess <= 0:
                 return tuple(turns)
-            places = [i for i, turn in enumerate(turns) if turn.role != "assistant"]
+            places = [i for i, turn in enumerate(turns) if turn.role != whole]
             longest = max(places, key=lambda i: len(turns[i].content), default=None)
             size = len(self.tokenizer.encode_text(turns[longest].content)) if longest is not None else 0
             if longest is None or size <= 1:

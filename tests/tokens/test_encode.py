@@ -108,6 +108,15 @@ def test_a_cut_falls_between_characters(ours: Tokenizer) -> None:
         assert "�" not in ours.decode(row.ids.tolist())
 
 
+def test_a_prompt_is_shortened_in_answers_before_it_too(ours: Tokenizer) -> None:
+    turns = (Message("user", "x"), Message("assistant", "fox " * 300), Message("user", "y"))
+    told = encoding(ours, template("plain"), max_length=150)
+    fitted = told.fit_prompt(example(turns), 100)
+    assert len(told.prompt_ids(fitted)) <= 100
+    assert [turn.content for turn in fitted[::2]] == ["x", "y"]
+    assert turns[1].content.startswith(fitted[1].content)
+
+
 def test_an_answer_is_never_cut(ours: Tokenizer) -> None:
     turns = [Message("user", "Why?"), Message("assistant", "because " * 100)]
     told = refused(ours, example(turns), max_length=50, too_long="cut-prompt")
