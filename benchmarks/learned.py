@@ -8,6 +8,7 @@ Every engine has the same rows of 128 ids, eight a step, the same rates, and is 
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import statistics
 from pathlib import Path
