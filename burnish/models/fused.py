@@ -17,6 +17,8 @@ from burnish.models.layout import rounded
 CHUNK = 1 << 23  # logits held at once: 16 MB in bfloat16
 TRAINED = 1 << 25  # the same where the head is trained: every chunk adds to a float32 gradient as large as the head
 
+SLICE = 1 << 13  # rows of a head's gradient that are multiplied at once
+
 
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, weights: Tensor, smoothing: float = 0.0
@@ -74,12 +76,12 @@ class _LinearLogLikelihood(torch.autograd.Function):
             if dhidden is not None:
                 dhidden[part] = (own @ weight)[: len(dhidden[part])]
             if dweight is not None:
-                dweight += own.t() @ rows
+                _add_product(dweight, own, rows)
             if dbias is not None:
                 dbias += own.sum(0, dtype=gradient.dtype)
         return (
             dhidden,
-            None if dweight is None else dweight.to(weight.dtype),
+            _handed_on(weight, dweight),
             None if dbias is None else dbias.to(bias.dtype),
             None,
         )
@@ -111,25 +113,39 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if dhidden is not None:
                 dhidden[part] = (gradient @ weight)[: len(dhidden[part])]
             if dweight is not None:
-                dweight += gradient.t() @ rows
+                _add_product(dweight, gradient, rows)
             if dbias is not None:
                 dbias += gradient.sum(0, dtype=total.dtype)
         context.save_for_backward(dhidden, dweight, dbias)
-        context.dtypes = weight.dtype, None if bias is None else bias.dtype
+        context.head = weight, None if bias is None else bias.dtype
         return total
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> Any:  # type: ignore[override]
         dhidden, dweight, dbias = context.saved_tensors
-        of_weight, of_bias = context.dtypes
+        weight, of_bias = context.head
         return (
             None if dhidden is None else dhidden * gradient.to(dhidden.dtype),
-            None if dweight is None else (dweight * gradient).to(of_weight),
+            None if dweight is None else _handed_on(weight, dweight.mul_(gradient)),
             None if dbias is None else (dbias * gradient).to(of_bias),
             None,
             None,
             None,
         )
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total (V, H) += leftᵀ right, some rows at a time: in the model's type the product is never there in full."""
+    for part, columns in zip(total.split(SLICE), left.split(SLICE, 1), strict=True):
+        part += columns.t() @ right
+
+
+def _handed_on(weight: Tensor, gradient: Tensor | None) -> Tensor | None:
+    """A head's gradient: straight to where the weight's are added up in float32 (train/optim.py), else to autograd."""
+    if gradient is None or not hasattr(weight, "sums"):
+        return None if gradient is None else gradient.to(weight.dtype)
+    weight.sums.add(gradient)
+    return None
 
 
 def _filled(value: Tensor, more: int) -> Tensor:

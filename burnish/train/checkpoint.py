@@ -242,19 +242,15 @@ def _safetensors(group: Mapping[str, torch.Tensor]) -> Iterator[Any]:
     while writing is of what was meant, not of what a disk gave back.  The library reads it: it is the test.
     Source: https://github.com/huggingface/safetensors#format (largest dtypes first keeps every tensor aligned).
     """
-    names = sorted(group, key=lambda name: (-group[name].element_size(), name))
+    told = sorted((-value.element_size(), name, value.dtype, value.shape) for name, value in group.items())
     header, end = {}, 0
-    for name in names:
-        start, end = end, end + group[name].numel() * group[name].element_size()
-        header[name] = {
-            "dtype": DTYPES[group[name].dtype],
-            "shape": list(group[name].shape),
-            "data_offsets": [start, end],
-        }
+    for size, name, dtype, shape in told:
+        start, end = end, end - size * shape.numel()
+        header[name] = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little") + text
-    for name in names:
+    for name in header:
         yield group[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 

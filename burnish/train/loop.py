@@ -115,7 +115,7 @@ def update(
     """
     settings = run.settings
     if settings.l1:
-        optim.add_l1(masters.values, settings.l1)
+        optim.add_l1(masters, settings.l1)
     gradients = torch.nn.utils.clip_grad_norm_(masters.values.values(), settings.clip or math.inf)
     norm = run.ranks.whole(gradients).item()
     if not math.isfinite(loss) or not math.isfinite(norm):
@@ -123,9 +123,7 @@ def update(
     rate = optim.rate(step, run.plan.steps, settings, run.plan.peak)
     for group in optimizer.param_groups:
         group["lr"] = rate
-    optimizer.step()
-    masters.round()
-    masters.clear()
+    masters.step(optimizer)
     return norm, rate
 
 
@@ -190,7 +188,7 @@ def _judged(run: Run, masters: Masters, value: float, began: float) -> Event:
 def _saved(run: Run, masters: Masters, optimizer: torch.optim.Optimizer, began: float) -> Event:
     state = run.progress
     tensors = {
-        "weights": {name: value.detach() for name, value in masters.values.items()},
+        "weights": masters.numbers,
         "optimizer": optim.state_tensors(optimizer, masters.values),
         "best": run.best if state.best_step != state.step else {},
     }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -41,68 +41,153 @@ def round_frozen(model: nn.Module, dtype: torch.dtype) -> None:
 class Masters:
     """The trained weights in float32, behind a model that computes in `dtype`.
 
-    A weight moves by less than bfloat16's 8 bits can show, so the sum of many steps lives in a float32 twin: gradients
-    are added up there, the optimizer steps there, and the rounded twin is what the model reads (Micikevicius et al.
-    2018, Mixed Precision Training, section 3.1).  Frozen weights are rounded once and have no twin.
+    A weight moves by less than bfloat16's 8 bits can show, so the sum of many steps lives in a float32 master:
+    gradients are added up in float32, the optimizer steps the master, and the model reads it rounded (Micikevicius et
+    al. 2018, Mixed Precision Training, section 3.1).  Beside the rounded weight only the 16 bits that it lacks are
+    kept: 4 bytes a number instead of 6, and nothing is lost.  Frozen weights are rounded once and have no master.
 
-    values: by name; the parameter itself where the model computes in float32, or where its layer casts it (`exact`).
+    values: by name, what the optimizer steps: the parameter itself where the model computes in float32, or where its
+    layer casts it (`exact`).  Any other carries a gradient, and numbers only within `step`; `numbers` has them.
     """
 
     def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter], dtype: torch.dtype) -> None:
-        self.values: dict[str, nn.Parameter] = dict(parameters)
-        self._rounded: dict[str, nn.Parameter] = {}
-        self._hooks = []
+        self.parameters = dict(parameters)
+        self.values = dict(parameters)
+        self._lower: dict[str, Tensor] = {}
+        self._model, self._hooks = model, []
         for name, value in parameters.items():
+            exact = value.detach().float()
             if dtype == torch.float32 or getattr(value, "exact", False):  # its own layer casts it
-                value.data = value.data.float()
-                continue
-            self.values[name] = nn.Parameter(value.detach().float())  # takes over float32 storage, without a copy
-            self._rounded[name] = value
-            value.data = value.data.to(dtype)
-            self._hooks.append(value.register_post_accumulate_grad_hook(self._gather(self.values[name])))
-        round_frozen(model, dtype)
-
-    @staticmethod
-    def _gather(master: nn.Parameter) -> Callable[[nn.Parameter], None]:
-        """Add a weight's gradient to its master's in float32 as soon as it is there, and free it."""
-
-        def hook(value: nn.Parameter) -> None:
-            if master.grad is None:
-                master.grad = value.grad.float()
+                value.data = exact
             else:
-                master.grad.add_(value.grad)
-            value.grad = None
+                value.data = torch.empty_like(exact, dtype=dtype)
+                self._lower[name] = split(exact, value.data)
+                self.values[name] = nn.Parameter(exact.new_zeros(()).expand(value.shape))
+            if dtype != torch.float32:
+                value.sums = sums = Gather(self.values[name])  # type: ignore[attr-defined]
+                self._hooks.append(value.register_post_accumulate_grad_hook(sums.take))
+        round_frozen(model, dtype)
+        self._sparse(True)
 
-        return hook
+    def _sparse(self, on: bool) -> None:
+        """Let an embedding's gradient be the rows that were read, which are added to the sum; not a whole table."""
+        halved = {id(self.parameters[name]) for name in self._lower}
+        for module in self._model.modules():
+            if isinstance(module, nn.Embedding) and id(module.weight) in halved and not module.scale_grad_by_freq:
+                module.sparse = on
 
-    def round(self) -> None:
-        """Let the model read what the masters have become."""
-        if self._rounded:
-            with torch.no_grad():
-                torch._foreach_copy_(list(self._rounded.values()), [self.values[name] for name in self._rounded])
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let the optimizer move every master that has a gradient, one at a time where it must be put together."""
+        waiting = {name: self.values[name].grad for name in self._lower if self.values[name].grad is not None}
+        for name in waiting:
+            self.values[name].grad = None
+        optimizer.step()
+        for name, gradient in waiting.items():
+            master, hollow = self.values[name], self.values[name].data
+            master.data, master.grad = self.number(name), gradient
+            optimizer.step()
+            self._lower[name] = split(master.data, self.parameters[name].data, self._lower[name])
+            master.data, master.grad = hollow, None
+        self.clear()
+
+    def number(self, name: str) -> Tensor:
+        """A master in float32; made anew where the model computes in less."""
+        value = self.parameters[name].detach()
+        return join(value, self._lower[name]) if name in self._lower else value
+
+    @property
+    def numbers(self) -> Mapping[str, Tensor]:
+        """Every master in float32, made when it is asked for."""
+        return _Numbers(self)
 
     def put(self, tensors: Mapping[str, Tensor]) -> None:
         """Set every master, and with it the model, to these tensors."""
         with torch.no_grad():
-            for name, value in self.values.items():
-                value.copy_(tensors[name])
-        self.round()
+            for name, value in self.parameters.items():
+                if name in self._lower:
+                    split(tensors[name].to(value.device, torch.float32, copy=True), value.data, self._lower[name])
+                else:
+                    value.copy_(tensors[name])
 
     def copies(self) -> dict[str, Tensor]:
         """The masters as they are now, apart from what follows."""
-        return {name: value.detach().clone() for name, value in self.values.items()}
+        return {name: self.number(name).clone() for name in self.values}
 
     def clear(self) -> None:
         """Forget every gradient, also a half-made one."""
-        for value in (*self.values.values(), *self._rounded.values()):
+        for value in (*self.values.values(), *self.parameters.values()):
             value.grad = None
 
     def release(self) -> None:
         """Give the model its trained weights in float32, to be saved."""
+        self._sparse(False)
         for hook in self._hooks:
             hook.remove()
-        for name, value in self._rounded.items():
-            value.data = self.values[name].data
+        for name, value in self.parameters.items():
+            value.data = self.number(name)
+            self._lower.pop(name, None)
+            vars(value).pop("sums", None)
+
+
+class _Numbers(Mapping[str, Tensor]):
+    """The masters of a model, each made when it is asked for: all at once would be a second copy."""
+
+    def __init__(self, masters: Masters) -> None:
+        self._masters = masters
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._masters.number(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._masters.values)
+
+    def __len__(self) -> int:
+        return len(self._masters.values)
+
+
+class Gather:
+    """Adds up a weight's gradients in float32 as soon as they are there.
+
+    The sum keeps its place in memory from step to step: made anew, it would lie among what backward needs for a moment
+    and hold gaps open (0.2 GB in a LoRA run of 135M weights, docs/log.md).
+    """
+
+    def __init__(self, master: nn.Parameter) -> None:
+        self._master, self._sum = master, torch.empty(0)
+
+    def add(self, gradient: Tensor) -> None:
+        """Add a gradient of any type, whole or some rows (sparse)."""
+        if self._master.grad is None:
+            if not self._sum.numel():
+                self._sum = torch.empty_like(gradient, dtype=torch.float32, layout=torch.strided)
+            self._master.grad = self._sum.zero_() if gradient.is_sparse else self._sum.copy_(gradient)
+            if not gradient.is_sparse:
+                return
+        self._master.grad.add_(gradient)
+
+    def take(self, value: nn.Parameter) -> None:
+        """Add what autograd has left at a weight, if anything, and free it."""
+        gradient, value.grad = value.grad, None
+        if gradient is not None:
+            self.add(gradient)
+
+
+def split(exact: Tensor, upper: Tensor, lower: Tensor | None = None) -> Tensor:
+    """Write float32 numbers rounded into `upper` (bfloat16, halves away from zero); returns what it lacks (int16).
+
+    A float32's upper 16 bits are a bfloat16; rounding adds one to them where the lower half is 0x8000 or more, and what
+    is lacking is then negative.  `exact` is used up.
+    """
+    bits = exact.view(torch.int32)
+    high = bits.add(0x8000).bitwise_right_shift_(16)
+    upper.view(torch.int16).copy_(high)
+    bits.sub_(high.bitwise_left_shift_(16))
+    return bits.to(torch.int16) if lower is None else lower.copy_(bits)
+
+
+def join(upper: Tensor, lower: Tensor) -> Tensor:
+    """The float32 numbers that `split` took apart, to the bit."""
+    return upper.view(torch.int16).int().bitwise_left_shift_(16).add_(lower).view(torch.float32)
 
 
 def rate(step: int, steps: int, settings: Train, peak: float) -> float:
@@ -171,11 +256,11 @@ def _bitsandbytes() -> Any:
     return bitsandbytes.optim
 
 
-def add_l1(parameters: Mapping[str, nn.Parameter], strength: float) -> None:
+def add_l1(masters: Masters, strength: float) -> None:
     """Add the L1 penalty's subgradient, strength x sign(w), to the gradients of the decayed weights."""
-    for name, value in parameters.items():
+    for name, value in masters.values.items():
         if value.grad is not None and decays(name, value):
-            value.grad.add_(value.detach().sign(), alpha=strength)
+            value.grad.add_(masters.number(name).sign(), alpha=strength)
 
 
 def state_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:

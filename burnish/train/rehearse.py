@@ -160,6 +160,7 @@ def _measured(trial: Trial, work: Work, machine: Machine, cut: tuple[int, bool],
         updates.append((_now(work) - between) / costs.updating(one, machine))
         if step > 2 and calibrate.clock() - began > BUDGET:
             break
+    masters.release()
     for value in run.model.parameters():
         value.data = value.data.new_empty(0)  # modules know themselves: only the collector would free them
     return {"pace": _undisturbed(passes[1:]), "updates": _undisturbed(updates[1:])}

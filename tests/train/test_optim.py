@@ -101,7 +101,7 @@ def test_twenty_steps_equal_the_formula(kind, decay, l1):
             own = decay if matrix else 0
             hand[name] = by_hand(kind, hand[name], pulled, states[name], rate, own, (0.8, 0.95), step)
         if l1:
-            optim.add_l1(params, l1)
+            optim.add_l1(optim.Masters(nn.Module(), params, torch.float32), l1)
         optimizer.step()
     for name, value in params.items():
         np.testing.assert_allclose(value.detach().numpy(), hand[name], rtol=1e-6, atol=1e-6)
