@@ -89,7 +89,7 @@ def judge(
     goal = {"task": task.goal.task, "metric": metric, "target": task.goal.target}
     readings = openings.readings(rows)
     decided = verdict.decide(goal, scored, comparisons, len(rows), openings=max(len(readings), 1))
-    decided = replace(decided, notes=(*decided.notes, *_shortened(ladder, rows)))
+    decided = replace(decided, notes=(*decided.notes, *_unlearned(ladder, ran), *_shortened(ladder, rows)))
     learned = _learning(ladder, points, smaller, predictions, seeds, rows)
     found = _report(ladder, ladder.folder.name, goal, scored, comparisons, decided, readings, table)
     return replace(found, learning=learned.to_json() if learned else {})
@@ -301,6 +301,18 @@ def publish(told: Report, folder: Path, rows: Sequence[Example], suite: str, tra
             facts = replace(card.facts_of(told, rung), files=files)
             store.write_text(Path(rung.artifact) / "README.md", card.card(told, rung, facts))
     return told
+
+
+def _unlearned(ladder: Ladder, results: Sequence[RungResult]) -> list[str]:
+    """A note on training rows that a trained rung did without: a verdict on tuning rests on the others."""
+    rungs: dict[int, list[str]] = {}
+    for result in results:
+        path = Path(result.artifact).parent / "dropped.jsonl"
+        if path.exists() and (many := sum(row["split"] == "train" for row in store.read_jsonl(path))):
+            rungs.setdefault(many, []).append(result.rung)
+    total = len(ladder.rows("train")) if rungs else 0
+    why = "the others do not fit the base, dropped.jsonl beside the artifact names them"
+    return [f"{' and '.join(own)} learned from {total - many} of {total} rows: {why}" for many, own in rungs.items()]
 
 
 def _shortened(ladder: Ladder, rows: Sequence[Example]) -> list[str]:

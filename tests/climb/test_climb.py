@@ -356,6 +356,14 @@ class TestTooLong:
                 assert not any(row.get("problem") for row in said)
         assert "1 of 12 rows have more than 96 tokens and were answered from what fits" in told.verdict.notes
 
+    def test_training_rows_done_without_are_told(self, desk):
+        long = [{"text": words(random.Random(i), 40), "label": "good"} for i in range(20)]
+        write(desk.folder / "rows.csv", labelled(40) + long)
+        write(desk.folder / "test.csv", labelled(12, seed=7))
+        own = {"test_files": ["test.csv"], "on_problem": "drop", "validation": 0}
+        told = desk.climb(desk.task(rungs=["zero-shot", "lora"], data=own))
+        assert any(note.startswith("lora learned from 40 of 60 rows: ") for note in told.verdict.notes)
+
     def test_two_texts_too_long_together_count_as_wrong(self, desk):
         rows = [{"text": row["text"], "text2": row["text"][::-1], "label": row["label"]} for row in labelled()]
         write(desk.folder / "twos.csv", rows)
