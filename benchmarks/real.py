@@ -261,9 +261,11 @@ def boolq(shared: Path, folder: Path) -> None:
 
 
 def _document(folder: Path, number: int, text: str) -> str:
-    """Write a text as txt, md, html or docx in turn; its name."""
+    """Write a text as txt, md, html or docx in turn, unless it is there (a docx holds the time); its name."""
     folder.mkdir(exist_ok=True)
     path = folder / f"{number:03}.{('txt', 'md', 'html', 'docx')[number % 4]}"
+    if path.exists():
+        return path.name
     if path.suffix == ".docx":
         import docx
 
