@@ -132,6 +132,16 @@ def test_check_names_bad_rows_and_still_looks_at_the_others(home: Path) -> None:
     assert not any(item["severity"] == "error" for item in dropped["problems"])
 
 
+def test_check_shows_rows_that_fit_and_counts_the_others(home: Path) -> None:
+    write(home / "long.csv", [(text * 99 if i % 2 else text, label) for i, (text, label) in enumerate(rows(60))])
+    files = ["data.files=[long.csv]", "data.on_problem=drop", "data.too_long=error", "data.near_duplicates=0"]
+    told = burnish.check(str(home / "task.yaml"), set=files, show=9)
+    assert told["ok"]
+    assert 5 < told["tokens"]["train"]["rows"] < told["data"]["splits"]["train"]
+    assert len(told["shown"]) == 9
+    assert all(row["label"] in ("good", "bad") for row in told["shown"])
+
+
 def test_check_is_not_ready_without_test_rows(home: Path) -> None:
     told = burnish.check(str(home / "task.yaml"), set=["data.test=0"])
     assert not told["ok"]

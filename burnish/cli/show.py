@@ -67,8 +67,11 @@ def check(screen: Screen, told: Mapping[str, Any], asked: Asked) -> None:
         screen.line(("Ready.", "bold green"))
         _next(screen, ["climb", asked["task"], *_set(asked)])
         return
-    screen.line(("Not ready: a run would stop at the errors above.", "bold red"), "  Mend them, or go on without:")
-    _next(screen, ["check", asked["task"], *_set(asked), "--set", "data.on_problem=drop"])
+    stops = told.get("on_problem") != "drop"
+    done = "  Mend them, or go on without:" if stops else "  Mend them."
+    screen.line(("Not ready: a run would stop at the errors above.", "bold red"), done)
+    if stops:
+        _next(screen, ["check", asked["task"], *_set(asked), "--set", "data.on_problem=drop"])
 
 
 def climb(screen: Screen, told: Report, asked: Asked) -> None:

@@ -106,9 +106,12 @@ def check(told: Task, show: int) -> dict[str, Any]:
             return {"data": {}, "tokens": {}, "problems": problems, "shown": [], "ok": False, "count": bad}
     contract = ladder.trained
     encoding = contract.encoding(ladder.tokenizer, ladder.base.kind)
-    found, tokens, shown = list(ladder.prepared.problems), {}, []
-    for split in ("train", "validation", "test"):
-        _, unfit, count = encode_all(readable(ladder.rows(split), contract), encoding)
+    found, tokens, shown, first = list(ladder.prepared.problems), {}, [], {}
+    splits = {split: ladder.rows(split) for split in ("train", "validation", "test")}
+    for split, whole in splits.items():
+        pieces, unfit, count = encode_all(readable(whole, contract), encoding)
+        if split == "train":
+            first = {piece.example: piece for piece in reversed(pieces)}
         tokens[split] = count.to_json()
         found += [problem for _, problem in unfit]
         if unfit and dropping:
@@ -118,22 +121,22 @@ def check(told: Task, show: int) -> dict[str, Any]:
         bad += 0 if dropping else sum(problem.severity == "error" for _, problem in unfit)
     if dropping:
         found = [replace(item, severity="warning") if item.severity == "error" else item for item in found]
-    for split, use in (("train", "train on"), ("test", "prove anything with")):
-        if not tokens[split]["rows"]:
+    left = {"train on": ("train", tokens["train"]["rows"]), "prove anything with": ("test", splits["test"])}
+    for use, (split, some) in left.items():  # a test row that does not fit is answered from what fits
+        if not some:
             bad += 1
             do = "add rows, use a base that holds longer ones, or change data.too_long"
             found.append(Problem(f"No row is left to {use}", told.where(f"data.{split}"), do))
-    for row in readable(ladder.rows("train")[:show], contract):
-        for piece in encoding.encode(row)[0][:1]:
-            parts: list[list[Any]] = []
-            texts = ladder.tokenizer.pieces(piece.ids.tolist())
-            for text, weight in zip(texts, piece.weights.tolist(), strict=True):
-                if parts and parts[-1][1] == (weight > 0):
-                    parts[-1][0] += text
-                else:
-                    parts.append([text, weight > 0])
-            label = row.label if contract.target == "label" else None
-            shown.append({"where": piece.where, "spans": parts, "label": label})
+    for row in islice((row for row in splits["train"] if row.id in first), show):
+        piece, parts = first[row.id], list[list[Any]]()
+        texts = ladder.tokenizer.pieces(piece.ids.tolist())
+        for text, weight in zip(texts, piece.weights.tolist(), strict=True):
+            if parts and parts[-1][1] == (weight > 0):
+                parts[-1][0] += text
+            else:
+                parts.append([text, weight > 0])
+        label = row.label if contract.target == "label" else None
+        shown.append({"where": piece.where, "spans": parts, "label": label})
     return {
         "data": ladder.prepared.card,
         "tokens": tokens,
@@ -141,4 +144,5 @@ def check(told: Task, show: int) -> dict[str, Any]:
         "shown": shown,
         "ok": not bad,
         "count": bad,
+        "on_problem": told.data.on_problem,
     }
