@@ -230,8 +230,9 @@ def _contracts(
     if too_long == "split" and not document:
         raise TaskError("only documents can be split", task.where("data.too_long"), "use error, drop or cut-prompt")
     labels = {"classify": prepared.labels, "choose": tuple(LETTERS)}.get(task.goal.task, ())
-    numbers = [float(row.label) for row in data.examples(prepared.folder, "train") if isinstance(row.label, float)]
-    low, high = (min(numbers), max(numbers)) if task.goal.task == "regress" and numbers else (0.0, 0.0)
+    rows = data.iterate(prepared.folder, "train") if task.goal.task == "regress" else ()
+    numbers = [float(row.label) for row in rows if isinstance(row.label, float)]
+    low, high = (min(numbers), max(numbers)) if numbers else (0.0, 0.0)
     bounds = [f"{low:.6g}", f"{high:.6g}"] if low < high else []
     asked = Contract(
         task.goal.task,
