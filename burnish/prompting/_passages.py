@@ -133,6 +133,11 @@ class Hits:
         """(N,) 1 / place, 0 where none is right: its mean is the MRR."""
         return np.array([1 / place if place else 0.0 for place in self.places])
 
+    def beats(self, other: Hits) -> bool:
+        """Whether it finds better than another on the same rows by more than two standard errors of the MRR."""
+        gap = self.reciprocal - other.reciprocal
+        return bool(gap.mean() > 2 * gap.std(ddof=min(1, len(gap) - 1)) / np.sqrt(len(gap)))
+
     def to_json(self, ks: Sequence[int]) -> dict[str, Any]:
         """mrr_error: standard error of the mean reciprocal rank over rows."""
         ranks, told = self.reciprocal, {f"hit_at_{k}": round(self.at(k), 4) for k in ks}

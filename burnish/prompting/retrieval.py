@@ -21,7 +21,7 @@ from burnish.generate.answer import Answerer
 from burnish.kinds import setting
 from burnish.prompting import _encoder, _labels, _passages
 from burnish.prompting._finder import KS, Finder, before
-from burnish.prompting._passages import MODES, Passage
+from burnish.prompting._passages import MODES, Hits, Passage
 from burnish.prompting._search import Search, some
 from burnish.prompting._world import Chosen, World
 from burnish.records import Example, Prediction
@@ -84,8 +84,10 @@ def choose(world: World) -> Chosen:
             finders[size, mode] = Finder(found, _passages.index(found, mode, vectors, encoder))
     contract = world.answerer.contract
     shared = {"instruction": contract.instruction, **FORM}
+    hits = {key: finder.hits(trial, contract.goal) for key, finder in finders.items()}
+    usable = [key for key in finders if not _worse(hits, *key)]
     recipes = [
-        {**shared, "chunk": size, "mode": mode, "k": k} for k in sorted(set(settings.k)) for size, mode in finders
+        {**shared, "chunk": size, "mode": mode, "k": k} for k in sorted(set(settings.k)) for size, mode in usable
     ]
 
     def ask(recipe: Mapping[str, Any], rows: Sequence[Example]) -> tuple[dict[str, list[Prediction]], int]:
@@ -96,13 +98,14 @@ def choose(world: World) -> Chosen:
         world.metric, contract.labels, trial, ask, settings.budget, lambda text: world.tell(f"retrieval: {text}")
     )
     best = search.among("passages", recipes, 1.0)[0]
-    hits = {key: finder.hits(trial, contract.goal) for key, finder in finders.items()}
     search.keep(world.home, lambda recipe: _brief(recipe, hits))
     size, mode = best.recipe["chunk"], best.recipe["mode"]
     told = {key: best.recipe[key] for key in ("k", "chunk", "mode")}
     told |= {"documents": len(read), "passages": len(finders[size, mode].passages), "tried": len(search.tried)}
     told |= {"asked": settings.budget - search.left, "metric": world.metric, "validation_rows": best.rows}
     told["validation_best"] = search.value(best.goodness)
+    if over := sorted({mode for _, mode in finders} - {mode for _, mode in usable}):
+        told["passed_over"] = ", ".join(over)  # shown to find worse than another way
     own = hits[size, mode]
     told |= own.to_json(KS) if own else {"found_by": "nothing: no row has a source, and no answer stands in a passage"}
     by_meaning = encoder is not None and mode != "words"
@@ -153,6 +156,12 @@ def _loaded(answerer: Answerer, recipe: Mapping[str, Any], tensors: Mapping[str,
         told = f"no {problem}" if isinstance(problem, KeyError) else str(problem)
         where = "artifact.json, recipe"
         raise ArtifactError(f"The recipe cannot be used: {told}", where, "mend what was edited") from None
+
+
+def _worse(hits: Mapping[tuple[int, str], Hits | None], size: int, mode: str) -> bool:
+    """Whether another way is shown to find the same passages better: a weak base's answers would not tell."""
+    own, others = hits[size, mode], [item for (each, _), item in hits.items() if item and each == size]
+    return own is not None and any(item.beats(own) for item in others)
 
 
 def _brief(recipe: Mapping[str, Any], hits: Mapping[tuple[int, str], Any]) -> dict[str, Any]:

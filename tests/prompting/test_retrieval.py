@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import asking
+import numpy as np
 import pytest
 import tiny
 
@@ -14,8 +15,8 @@ from burnish.artifact import Artifact
 from burnish.errors import ArtifactError, TaskError
 from burnish.evaluate import predict as predicting
 from burnish.generate.answer import Answerer
-from burnish.prompting import retrieval
-from burnish.prompting._finder import query
+from burnish.prompting import _encoder, retrieval
+from burnish.prompting._finder import Finder, query
 from burnish.prompting._world import World
 from burnish.records import Example, Message, Prediction, Where
 from burnish.task import Evaluate
@@ -84,6 +85,19 @@ class TestChoice:
         trace = list(store.read_jsonl(home / "search.jsonl"))
         assert [(line["k"], line["chunk"]) for line in trace] == [(1, 10), (1, 30), (3, 10), (3, 30)]
         assert all(line["hit_at_1"] == 1.0 and line["scores"]["plain"] == 1.0 for line in trace)
+
+    def test_a_way_that_is_shown_to_find_worse_is_asked_nothing(self, home, tmp_path_factory, monkeypatch):
+        """Vectors that stand for nothing; the rows say where their answers stand."""
+        draw = np.random.default_rng(0)
+        monkeypatch.setattr(_encoder.Encoder, "vectors", lambda self, texts: draw.normal(size=(len(texts), 4)))
+        made = retrieval.choose(world(reader(tmp_path_factory), home, encoder="base", k=[1]))
+        assert made.recipe["mode"] == "words"
+        assert "encoder" in made.shown["passed_over"]
+        assert {line["mode"] for line in store.read_jsonl(home / "search.jsonl")} <= {"words", "fused"}
+        monkeypatch.setattr(Finder, "hits", lambda self, rows, goal: None)  # the rows do not say
+        made = retrieval.choose(world(reader(tmp_path_factory), home, encoder="base", k=[1]))
+        assert "passed_over" not in made.shown
+        assert {line["mode"] for line in store.read_jsonl(home / "search.jsonl")} == {"words", "encoder", "fused"}
 
     def test_the_budget_holds(self, home, tmp_path_factory):
         ready = reader(tmp_path_factory)
