@@ -25,6 +25,8 @@ from burnish.task import DataSettings
 
 KEPT = 10_000  # problems held in memory
 LOOKED = 100_000  # rows that `look` counts
+MARKS = ("label", "kto_tag")  # columns of TRL's and LLaMA Factory's KTO data that tell good answers from bad ones
+SPOKEN = ("conversation", "prompt", "instruction")  # shapes whose every answer is learned
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,7 @@ def load(sources: Sequence[Source], mode: TextMode, choice: Choice) -> Iterator[
                 yield item
                 continue
             try:
+                _unwanted(item.values, choice)
                 for values in expand(item.values, choice.columns):
                     example = module.to_example(values, choice.columns, item.where)
                     check(example)
@@ -146,6 +149,14 @@ def load(sources: Sequence[Source], mode: TextMode, choice: Choice) -> Iterator[
                 yield Bad(
                     "row", "holds text that cannot be written", "mend or remove it", item.where, _shown(item.values)
                 )
+
+
+def _unwanted(values: Mapping[str, Any], choice: Choice) -> None:
+    """Refuse an answer that its row marks as a bad one, as data for KTO does, where the mark is not read."""
+    for mark in MARKS if choice.shape in SPOKEN else ():
+        if values.get(mark) is False and mark not in choice.columns.values():
+            do = "remove the row, or the column if it means something else: a bad answer must not be learned"
+            raise ShapeProblem("is false: the answer is marked as a bad one", mark, do)
 
 
 def _sourced(example: Example, values: Mapping[str, Any], columns: Mapping[str, Any]) -> Example:

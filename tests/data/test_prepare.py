@@ -364,3 +364,13 @@ def test_look_goes_on_past_bad_rows_and_says_so(tmp_path):
     guess = look(tmp_path / "a.jsonl")
     assert guess.problems == 1
     assert any("1 problem; the first" in note and "a.jsonl:11 text: is empty" in note for note in guess.notes)
+
+
+def test_an_answer_marked_as_bad_is_not_learned(tmp_path):
+    """KTO's data: one answer a row and whether it is wanted.  Read as a conversation, both kinds would be learned."""
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    for row in ({"messages": turns}, {"prompt": "q", "completion": "a"}, {"instruction": "q", "output": "a"}):
+        write(tmp_path, "kto.jsonl", [{**row, "label": True}, {**row, "label": False}, {**row, "kto_tag": False}])
+        guess = look(tmp_path / "kto.jsonl")
+        assert (guess.rows, guess.problems) == (1, 2)
+        assert "kto.jsonl:2 label: is false: the answer is marked as a bad one" in guess.notes[-1]
