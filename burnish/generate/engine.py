@@ -150,7 +150,8 @@ def continuations(
         return []
     if model.base.kind == "encoder-decoder":
         return _continuations_seq2seq(model, prompts, answers, budget, pad)
-    made = {id(own): Tree.of(own) for own in answers}  # rows may share one list of answers
+    distinct = {id(own): own for own in answers}  # rows may share one list of answers
+    made = {key: Tree.of(own) for key, own in distinct.items()}
     trees = [made[id(own)] for own in answers]
     longest = max(len(prompt) + max(map(len, own)) for prompt, own in zip(prompts, answers, strict=True))
     able = shared.ability(model, longest)

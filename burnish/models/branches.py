@@ -26,7 +26,7 @@ class Branches:
     prefix: each layer's keys and values (1, Hkv, P, D), or nothing.
     blocks: (B, 4) first place, how many (at most 16), and the stretch [from, to) of the pack that all of them see.
     ends: (B + 1,) where the keys of each block begin.  keys: (K,) places.  masks: (K,) a bit for each place of the
-    block that sees the key.  A place in no block gives zeros.
+    block that sees the key.  Places past the last block give zeros.
     """
 
     prefix: Sequence[tuple[Tensor, Tensor]]
@@ -43,7 +43,8 @@ class Branches:
         before = self.prefix[module.layer_idx] if self.prefix else (None, None)
         told = [None if part is None else part.contiguous() for part in before]
         _, heads, tokens, depth = query.shape
-        out = torch.zeros(1, tokens, heads, depth, dtype=query.dtype)
+        out = torch.empty(1, tokens, heads, depth, dtype=query.dtype)
+        out[:, int(self.blocks[-1, :2].sum()) :] = 0
         sizes = len(self.blocks), heads, key.shape[1], depth, 0 if told[0] is None else told[0].shape[2]
         strides = [part.stride(axis) for part in (query, key, value) for axis in (2, 1)]
         lists = self.blocks, self.ends, self.keys, self.masks

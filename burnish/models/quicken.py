@@ -54,23 +54,22 @@ def install(hf: nn.Module, proven: Proven | None = None) -> dict[str, int]:
 @contextmanager
 def answering(hf: nn.Module) -> Iterator[None]:
     """Within it, without gradient, a model's steps are fused and its linear layers are `product`."""
-    before = {id(module) for module in hf.modules() if hasattr(module, "plain_forward")}
+    before = [
+        (module, {name: vars(module).get(name) for name in ("forward", "plain_forward")}) for module in hf.modules()
+    ]
     if next(hf.parameters()).dtype != torch.float64:  # there transformers' own norms are in float32
         install(hf, _PROVEN.setdefault(hf, {}))
-    linear = [
-        module for module in hf.modules() if type(module) in (nn.Linear, Conv1D) and "forward" not in vars(module)
-    ]
-    for module in linear:
-        module.forward = partial(_linear, module, type(module) is Conv1D)
+    for module, was in before:
+        if type(module) in (nn.Linear, Conv1D) and was["forward"] is None:
+            module.forward = partial(_linear, module, type(module) is Conv1D)
     try:
         yield
     finally:
-        for module in linear:
-            del module.forward
-        for module in hf.modules():
-            if hasattr(module, "plain_forward") and id(module) not in before:
-                module.forward = module.plain_forward
-                del module.plain_forward
+        for module, was in before:
+            for name, value in was.items():
+                vars(module).pop(name, None)
+                if value is not None:
+                    setattr(module, name, value)
 
 
 def _linear(module: Any, transposed: bool, x: Tensor) -> Tensor:
