@@ -25,6 +25,9 @@ from burnish.kinds import setting
 from burnish.models.model import Model
 from burnish.models.places import present
 
+# PEFT refuses out_proj of these: their kernels read its weight, past any adapter
+MAMBA = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -255,12 +258,14 @@ def linear(model: Model) -> list[str]:
     """Every linear layer of the base that is neither its output layer nor part of a new head."""
     ends = {id(model.hf.get_output_embeddings())} if model.head.kind == "language" else set()
     fresh = {name.rpartition(".")[0] for name in model.fresh}
+    mamba = getattr(model.hf.config, "model_type", "") in MAMBA
     return [
         name
         for name, item in model.hf.named_modules()
         if (isinstance(item, nn.Linear) or type(item).__name__ == "Conv1D" or hasattr(item, "dequantized"))
         and id(item) not in ends
         and name not in fresh
+        and not (mamba and name.endswith("out_proj"))
     ]
 
 

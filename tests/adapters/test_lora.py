@@ -70,6 +70,13 @@ def test_the_layers_that_are_meant(kind, targets, count, tmp_path_factory):
     assert len(_lora.layers(model)) == count
 
 
+def test_a_layer_that_peft_refuses_in_mamba_is_not_adapted(tmp_path_factory):
+    model = tiny.model("bart", "language", tmp_path_factory)
+    assert any(name.endswith("out_proj") for name in _lora.chosen(model, []))
+    model.hf.config.model_type = "mamba"
+    assert not any(name.endswith("out_proj") for name in _lora.chosen(model, []))
+
+
 def test_a_name_is_no_part_of_a_name(tmp_path_factory):
     """`proj` is not `q_proj`, and a misspelt name is refused with the names there are."""
     for wrong in (["proj"], ["q_pro"], ["lm_head"], ["embed_tokens"]):
