@@ -180,6 +180,9 @@ def choose_method(task: Task, base: Base, prepared: Prepared) -> str:
             "give chosen and rejected answers",
         )
         raise TaskError(what, task.where("data.shape"), do)
+    if goal == "classify" and len(prepared.labels) == 1 and not prepared.multi:
+        what = "Every row has the same class, so there is nothing to tell apart"
+        raise TaskError(what, task.where("data.files"), "add rows of another class")
     chosen = str(task.method["kind"])
     if chosen == "auto" and goal == "prefer":
         chosen = "dpo"

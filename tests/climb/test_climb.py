@@ -212,6 +212,14 @@ class TestNever:
         assert "an encoder is not prompted" in Path(told.folder, "report.html").read_text()
 
 
+class TestOneClass:
+    def test_there_is_nothing_to_tell_apart(self, desk):
+        """It used to train every rung, and to end in an error of transformers' when the full one was loaded."""
+        write(desk.folder / "one.csv", [{**row, "label": "good"} for row in labelled()])
+        with pytest.raises(TaskError, match="Every row has the same class"):
+            desk.climb(desk.task(file="one.csv"))
+
+
 class TestStopping:
     @pytest.mark.parametrize("after", ["baseline", "zero-shot", "few-shot"])
     def test_a_stop_is_heard_between_rungs_and_the_same_command_goes_on(self, desk, monkeypatch, after):
