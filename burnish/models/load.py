@@ -41,7 +41,7 @@ def load(
     auto = getattr(transformers, _auto(base, head))
     try:
         with torch.device("meta"):
-            hf = auto.from_config(config, dtype=torch.float32)
+            hf = auto.from_config(config, dtype=torch.float32 if quantised else dtype)
         heads = frozenset[str]() if head.kind in ("language", "none") else _head_names(hf)
         language = head.kind == "language"
         weights = None if base.random and files is None else folder
@@ -49,12 +49,16 @@ def load(
         if not outlined:
             _check_room(hf, shards.linears(hf, language, heads) if quantised else (), folder)
         torch.manual_seed(seed)
-        missing = places.outline(hf, folder) if outlined else None
+        missing = None
         if quantised:
             missing = shards.fill(hf, weights, language, heads)
+        elif weights is not None:
+            missing = places.outline(hf, folder)
+            if not outlined:
+                places.fill(hf, torch.device("cpu"))
         if missing is None:
             torch.manual_seed(seed)
-            hf, missing = _whole(auto, config, weights, dtype)
+            hf, missing = auto.from_config(config, dtype=dtype), frozenset()
             if quantised:
                 shards.compress(hf, shards.linears(hf, language, missing | heads))
     except ModelError:
@@ -76,6 +80,8 @@ def load(
             str(folder),
             "set method.kind to sft: the model then answers with the label's words",
         )
+    if hf.can_generate() and (folder / "generation_config.json").exists():
+        hf.generation_config = transformers.GenerationConfig.from_pretrained(str(folder), local_files_only=True)
     align(hf)
     hf.train()
     return Model(hf if outlined else hf.to(placement.best()), base, head, missing | heads)
@@ -145,25 +151,6 @@ def configured(base: Base, head: Head, folder: Path) -> Any:
     return config
 
 
-def _whole(auto: Any, config: Any, folder: Path | None, dtype: torch.dtype) -> tuple[Any, frozenset[str]]:
-    """A transformers model with its folder's weights (None: random ones), and the names of those that it lacks."""
-    if folder is None:
-        return auto.from_config(config, dtype=dtype), frozenset()
-    hf, info = auto.from_pretrained(
-        str(folder),
-        config=config,
-        dtype=dtype,
-        use_safetensors=True,
-        trust_remote_code=False,
-        local_files_only=True,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # judged by `load`: a head for another number of classes is made anew
-    )
-    if info.get("error_msgs"):
-        raise ModelError(f"Tensors do not load: {info['error_msgs']}", str(folder), "fetch them anew")
-    return hf, frozenset(info["missing_keys"]) | {odd[0] for odd in info["mismatched_keys"]}
-
-
 def _head_names(hf: Any) -> frozenset[str]:
     """The parameters that transformers puts on top of a body for a task."""
     body = f"{hf.base_model_prefix}."
@@ -189,7 +176,7 @@ def align(hf: nn.Module) -> None:
 def _check_room(hf: Any, quantised: Collection[str], folder: Path) -> None:
     """Refuse a model that this machine's memory cannot hold, before any of it is allocated."""
     small = sum(hf.get_submodule(name).weight.numel() for name in quantised)
-    needed = 4 * (count(hf.parameters()) - small) + quantize.BITS / 8 * small
+    needed = hf.dtype.itemsize * (count(hf.parameters()) - small) + quantize.BITS / 8 * small
     free = psutil.virtual_memory().available
     if needed > free:
         raise ModelError(

@@ -5,6 +5,7 @@ In: a model's parameters and the task's train section.  Out: Masters, an optimiz
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from burnish.errors import MissingExtra, TaskError
 from burnish.task import Train
+from burnish.train import memory
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PLAIN = (torch.float32, torch.float16, torch.bfloat16)  # weights as numbers; a quantised one stays as it is
@@ -54,8 +56,15 @@ class Masters:
         self.parameters = dict(parameters)
         self.values = dict(parameters)
         self._lower: dict[str, Tensor] = {}
-        self._model, self._hooks = model, []
-        for name, value in parameters.items():
+        self._model = model
+        self._hooks: list[Any] = []
+        with memory.lasting():
+            self._take_over(dtype)
+        round_frozen(model, dtype)
+        self._sparse(True)
+
+    def _take_over(self, dtype: torch.dtype) -> None:
+        for name, value in self.parameters.items():
             exact = value.detach().float()
             if dtype == torch.float32 or getattr(value, "exact", False):  # its own layer casts it
                 value.data = exact
@@ -66,8 +75,6 @@ class Masters:
             if dtype != torch.float32:
                 value.sums = sums = Gather(self.values[name])  # type: ignore[attr-defined]
                 self._hooks.append(value.register_post_accumulate_grad_hook(sums.take))
-        round_frozen(model, dtype)
-        self._sparse(True)
 
     def _sparse(self, on: bool) -> None:
         """Let an embedding's gradient be the rows that were read, which are added to the sum; not a whole table."""
@@ -78,6 +85,11 @@ class Masters:
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """Let the optimizer move every master that has a gradient, one at a time where it must be put together."""
+        with contextlib.nullcontext() if optimizer.state else memory.lasting():  # the first step makes its state
+            self._step(optimizer)
+        self.clear()
+
+    def _step(self, optimizer: torch.optim.Optimizer) -> None:
         waiting = {name: self.values[name].grad for name in self._lower if self.values[name].grad is not None}
         for name in waiting:
             self.values[name].grad = None
@@ -88,7 +100,6 @@ class Masters:
             optimizer.step()
             self._lower[name] = split(master.data, self.parameters[name].data, self._lower[name])
             master.data, master.grad = hollow, None
-        self.clear()
 
     def number(self, name: str) -> Tensor:
         """A master in float32; made anew where the model computes in less."""
@@ -153,13 +164,11 @@ class Gather:
     """
 
     def __init__(self, master: nn.Parameter) -> None:
-        self._master, self._sum = master, torch.empty(0)
+        self._master, self._sum = master, torch.empty(master.shape, device=master.device)
 
     def add(self, gradient: Tensor) -> None:
         """Add a gradient of any type, whole or some rows (sparse)."""
         if self._master.grad is None:
-            if not self._sum.numel():
-                self._sum = torch.empty_like(gradient, dtype=torch.float32, layout=torch.strided)
             self._master.grad = self._sum.zero_() if gradient.is_sparse else self._sum.copy_(gradient)
             if not gradient.is_sparse:
                 return

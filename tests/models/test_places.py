@@ -23,9 +23,15 @@ def same(first, second):
 
 
 def both(folder, head="language"):
-    """A model read in the ordinary way, and one whose weights are still in their files."""
+    """A model as transformers reads it, and one whose weights are still in their files."""
     found = base.inspect(str(folder))
-    return [load.load(found, tiny.HEADS[head], outlined=outlined) for outlined in (False, True)]
+    plain, late = (load.load(found, tiny.HEADS[head], outlined=outlined) for outlined in (False, True))
+    auto = getattr(transformers, load._auto(found, tiny.HEADS[head]))
+    torch.manual_seed(0)
+    hf = auto.from_pretrained(folder, config=plain.hf.config, dtype=torch.float32, ignore_mismatched_sizes=True)
+    assert all(torch.equal(value, hf.state_dict()[name]) for name, value in plain.hf.state_dict().items())
+    plain.hf = hf
+    return [plain, late]
 
 
 @pytest.mark.parametrize(("kind", "head"), CASES)
