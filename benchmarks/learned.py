@@ -2,7 +2,8 @@
 
 In: nothing; the embedded base and examples/tales.  Out: cases of benchmarks/train.py, which runs them
 (`python benchmarks/train.py --cases learned-lora,learned-full`), a seed a round, and what three seeds say of each peer.
-Every engine has the same rows of 128 ids, eight a step, the same rates, and is judged by plain float32 arithmetic.
+Every engine has the same rows of 128 ids, eight a step, and the same rates; TRL and the Trainer have them in the same
+order, too.  All are judged by plain float32 arithmetic.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ def prepare(folder: Path) -> dict[str, Any]:
         made.append([[ids[at : at + LENGTH], 1, 0] for at in range(0, len(ids) - LENGTH + 1, LENGTH)])
     cut = len(made) * 3 // 4
     train, held = ([row for part in parts for row in part] for parts in (made[:cut], made[cut:]))
-    random.Random(0).shuffle(train)  # packers take neighbours, and a step of one tale's pieces teaches less
+    train *= EPOCHS  # in one pass, so that every engine can be given one order
+    random.Random(0).shuffle(train)  # LLaMA Factory packs neighbours, and a step of one tale's pieces teaches less
+    del train[len(train) // ROWS * ROWS :]  # a short step at the end would not be a pack
     for name, rows in (("learned", train), ("held", held)):
         (folder / f"{name}.json").write_text(json.dumps(rows))
     return {
@@ -44,7 +47,7 @@ def prepare(folder: Path) -> dict[str, Any]:
         "pack": LENGTH * ROWS,
         "packs": 1,
         "batch": ROWS,
-        "steps": len(train) // ROWS * EPOCHS,
+        "steps": len(train) // ROWS,
         "pad": json.loads((base / "config.json").read_text())["pad_token_id"],
     }
 

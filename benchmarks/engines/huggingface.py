@@ -45,7 +45,7 @@ def train(job: Job, clock: Clock) -> None:
     config = LoraConfig(
         r=16, lora_alpha=32, target_modules="all-linear", task_type="SEQ_CLS" if job.classify else "CAUSAL_LM"
     )
-    rows = job.read()
+    rows = job.ordered() if job.held else job.read()  # what is learned hangs on the order by more than on the engine
     ids: list[Any] = [row[0] for row in rows]
     labels: list[Any] = [row[2] if job.classify else job.labels(row) for row in rows]
     clock.data = fingerprint(ids, job.pad)
@@ -68,7 +68,7 @@ def train(job: Job, clock: Clock) -> None:
         "seed": job.seed,
         "per_device_train_batch_size": 1 if packed else how["rows"],
         "gradient_accumulation_steps": job.packs if packed else job.accumulate(how["rows"]),
-        "train_sampling_strategy": "group_by_length" if how.get("alike") else "random",
+        "train_sampling_strategy": "sequential" if job.held else "group_by_length" if how.get("alike") else "random",
     }
 
     def counted(parent: type) -> type:

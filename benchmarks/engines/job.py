@@ -52,6 +52,14 @@ class Job:
         """The rows to train on."""
         return [(ids, prompt, label) for ids, prompt, label in json.loads(Path(self.rows).read_text())]
 
+    def ordered(self) -> list[Row]:
+        """The rows of all steps, one after the other, as Burnish draws them from the seed."""
+        from burnish.tokens.batch import Batches
+
+        rows = self.read()
+        each = Batches([None] * len(rows), self.batch, 0, self.seed, self.pad)  # type: ignore[list-item]
+        return [rows[i] for step in range(1, self.steps + 1) for _, i in each.drawn(step)]
+
     def labels(self, row: Row) -> list[int]:
         """What a transformers model learns of a row: -100 where there is no loss."""
         return [-100] * row[1] + row[0][row[1] :]
