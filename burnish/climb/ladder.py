@@ -251,6 +251,7 @@ def _contracts(
         ask.instruction(task.goal.task, labels or bounds, settings.instruction, prepared.multi),
         low=low,
         high=high,
+        separator=tokenizer.separator,
     )
     target = kinds.constants("methods", method)["TARGET"]
     if target != "label":

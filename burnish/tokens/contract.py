@@ -16,7 +16,8 @@ class Contract:
     goal: the task kind.  shape: of the rows it was made from.  target: what is trained on.  head: how the model ends.
     labels: classes in the order of the head.  instruction: what a labelled row is asked with.
     mean, deviation, low, high: of the training numbers (regress); low = high where they are not known.
-    virtual: tokens of a soft prompt, before whatever is read.
+    virtual: tokens of a soft prompt, before whatever is read.  separator: between the two texts of a pair that a head
+    reads, where the tokenizer sets none ('' in artifacts from before there was one: their pairs run together).
     """
 
     goal: str
@@ -35,6 +36,7 @@ class Contract:
     low: float = 0.0
     high: float = 0.0
     virtual: int = 0
+    separator: str = ""
 
     def encoding(self, tokenizer: Tokenizer, kind: str, end: bool = True) -> Encoding:
         """The token contract for one tokenizer."""
@@ -51,4 +53,5 @@ class Contract:
             self.deviation,
             end,
             self.virtual,
+            self.separator,
         )

@@ -30,7 +30,7 @@ class Encoding:
     conversation), document (every token of a text), label (a head reads the text), pairs (two answers to a prompt).
     labels: class -> index; empty for a number, which is learned as (y - mean) / deviation.
     end: whether a document's end is taught.  virtual: how many virtual tokens stand before whatever is read.
-    max_length counts them.
+    max_length counts them.  separator: between the two texts of a pair; '': the tokenizer's own control tokens.
     """
 
     tokenizer: Tokenizer
@@ -45,6 +45,7 @@ class Encoding:
     deviation: float = 1.0
     end: bool = True
     virtual: int = 0
+    separator: str = ""
 
     @property
     def lead(self) -> list[int]:
@@ -118,22 +119,25 @@ class Encoding:
     # --- the ways a row is read ---
 
     def _label(self, example: Example) -> tuple[list[Tokens], int]:
-        ids = self.tokenizer.encode_plain(example.text or example.surface, example.pair)
+        text, pair = example.text or example.surface, example.pair
+        if pair is not None and self.separator:
+            text, pair = f"{text}{self.separator}{pair}", None
+        ids = self.tokenizer.encode_plain(text, pair)
         over = len(ids) - self._most
         if over > 0:
             if self.too_long != "cut-prompt":
                 raise _too_long(example, len(ids), self._most, self.too_long)
-            text = self.tokenizer.encode_text(example.text or example.surface)
-            if over >= len(text) or example.pair is not None:
+            inner = self.tokenizer.encode_text(text)
+            if over >= len(inner) or example.pair is not None:
                 raise _too_long(example, len(ids), self._most, "error")
-            ids = [*self.tokenizer.prefix, *text[:-over], *self.tokenizer.suffix]
+            ids = [*self.tokenizer.prefix, *inner[:-over], *self.tokenizer.suffix]
         if len(ids) <= len(self.tokenizer.prefix) + len(self.tokenizer.suffix):
             raise RowProblem(example, "The text has no token", "remove the row")
         label = self._target(example)
         told, weights = np.asarray(ids, dtype=np.int32), np.zeros(len(ids), np.float32)
         tokens = Tokens(told, weights, example.id, str(example.where), None, label)
-        if example.pair is not None:
-            segments = self.tokenizer.segments(example.text or example.surface, example.pair)
+        if pair is not None:
+            segments = self.tokenizer.segments(text, pair)
             tokens = replace(tokens, segments=np.asarray(segments, dtype=np.int32))
         return [tokens], max(over, 0)
 

@@ -164,6 +164,15 @@ class Tokenizer:
         return frozenset(i for i, token in self.backend.get_added_tokens_decoder().items() if token.special)
 
     @cached_property
+    def separator(self) -> str:
+        """What must stand between two texts read as one: '' where this tokenizer puts a control token, else a line end.
+
+        A line end is what parts them when they are asked in words too (ask.py).
+        """
+        one, two = (self.backend.num_special_tokens_to_add(pair) for pair in (False, True))
+        return "" if two > one else "\n"
+
+    @cached_property
     def _added(self) -> dict[str, int]:
         return {token.content.strip(): i for i, token in self.backend.get_added_tokens_decoder().items()}
 

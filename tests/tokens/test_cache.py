@@ -183,6 +183,7 @@ def test_any_change_of_what_decides_the_ids_changes_the_key(tmp_path_factory, tm
     for own in (
         {"max_length": 95}, {"too_long": "drop"}, {"template": "raw"}, {"template_text": "{{ x }}"}, {"target": "all"},
         {"instruction": "Say"}, {"labels": ("a",)}, {"labels": ("a", "b")}, {"labels": ("b", "a")}, {"mean": 1.0},
+        {"separator": " "},
     ):  # fmt: skip
         changed(key(replace(CONTRACT, **own)))
     changed(key(kind="encoder"))

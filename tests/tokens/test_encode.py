@@ -207,6 +207,19 @@ def test_a_labelled_text_too_long_is_cut_at_its_end_or_refused(bert: Tokenizer) 
     refused(bert, replace(row, pair="x"), too_long="cut-prompt", **told)
 
 
+def test_two_texts_are_parted_by_the_tokenizer_or_else_by_the_contract(ours: Tokenizer, bert: Tokenizer) -> None:
+    row = Example("labelled", Where("p.csv", 2), text="A plane is taking off.", pair="An air plane", label="a")
+
+    def told(tokenizer: Tokenizer, separator: str) -> Tokens:
+        given = {"kind": "decoder", "target": "label", "labels": {"a": 0}, "separator": separator}
+        return encoding(tokenizer, RAW, **given).encode(row)[0][0]
+
+    assert (ours.separator, bert.separator) == ("\n", "")
+    assert ours.decode(told(ours, ours.separator).ids.tolist()) == f"{row.text}\n{row.pair}"
+    assert ours.decode(told(ours, "").ids.tolist()) == f"{row.text}{row.pair}"  # what older artifacts learned
+    assert told(bert, bert.separator).ids.tolist() == bert.encode_plain(row.text, row.pair)
+
+
 @pytest.mark.parametrize("text", ["", " ", "\n"])
 def test_a_text_without_a_token_is_a_problem(bert: Tokenizer, text: str) -> None:
     row = Example("labelled", Where("t.csv", 2), text=text, label="yes")
