@@ -203,6 +203,21 @@ static void dequantize(T *out, const uint8_t *codes, const float *scales, const 
     }
 }
 
+// float32 numbers as bfloat16, halves away from zero, and the 16 bits that these lack (train/optim.py).
+extern "C" void split_f32(const uint32_t *exact, uint16_t *upper, int16_t *lower, long size) {
+#pragma omp parallel for simd schedule(static) if (size > 32768)
+    for (long i = 0; i < size; i++) {
+        uint32_t bits = exact[i] + 0x8000;
+        upper[i] = bits >> 16;
+        lower[i] = (int16_t)((int32_t)(bits & 0xFFFF) - 0x8000);
+    }
+}
+
+extern "C" void join_f32(uint32_t *exact, const uint16_t *upper, const int16_t *lower, long size) {
+#pragma omp parallel for simd schedule(static) if (size > 32768)
+    for (long i = 0; i < size; i++) exact[i] = ((uint32_t)upper[i] << 16) + (uint32_t)(int32_t)lower[i];
+}
+
 #define BOTH(name, parameters, arguments)                                                                              \
     extern "C" void name##_f32 parameters(float) { name<float> arguments; }                                            \
     extern "C" void name##_bf16 parameters(bf16) { name<bf16> arguments; }

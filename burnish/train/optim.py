@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from burnish.errors import MissingExtra, TaskError
+from burnish.models import kernels
 from burnish.task import Train
 from burnish.train import memory
 
@@ -116,7 +117,7 @@ class Masters:
         with torch.no_grad():
             for name, value in self.parameters.items():
                 if name in self._lower:
-                    split(tensors[name].to(value.device, torch.float32, copy=True), value.data, self._lower[name])
+                    split(tensors[name].to(value.device, torch.float32).contiguous(), value.data, self._lower[name])
                 else:
                     value.copy_(tensors[name])
 
@@ -185,17 +186,25 @@ def split(exact: Tensor, upper: Tensor, lower: Tensor | None = None) -> Tensor:
     """Write float32 numbers rounded into `upper` (bfloat16, halves away from zero); returns what it lacks (int16).
 
     A float32's upper 16 bits are a bfloat16; rounding adds one to them where the lower half is 0x8000 or more, and what
-    is lacking is then negative.  `exact` is used up.
+    is lacking is then negative.
     """
-    bits = exact.view(torch.int32)
-    high = bits.add(0x8000).bitwise_right_shift_(16)
-    upper.view(torch.int16).copy_(high)
-    bits.sub_(high.bitwise_left_shift_(16))
-    return bits.to(torch.int16) if lower is None else lower.copy_(bits)
+    lower = torch.empty_like(exact, dtype=torch.int16) if lower is None else lower
+    if kernels.fits(exact) and upper.is_contiguous() and lower.is_contiguous():
+        kernels.call("split", exact, upper, lower, exact.numel())
+    else:
+        bits = exact.view(torch.int32)
+        high = bits.add(0x8000).bitwise_right_shift_(16)
+        upper.view(torch.int16).copy_(high)
+        lower.copy_(bits - high.bitwise_left_shift_(16))
+    return lower
 
 
 def join(upper: Tensor, lower: Tensor) -> Tensor:
     """The float32 numbers that `split` took apart, to the bit."""
+    exact = torch.empty_like(upper, dtype=torch.float32)
+    if kernels.fits(exact) and upper.is_contiguous() and lower.is_contiguous():
+        kernels.call("join", exact, upper, lower, exact.numel())
+        return exact
     return upper.view(torch.int16).int().bitwise_left_shift_(16).add_(lower).view(torch.float32)
 
 

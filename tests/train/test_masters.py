@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from burnish import kinds
+from burnish.models import kernels
 from burnish.models.fused import linear_cross_entropy
 from burnish.train import checkpoint, loop
 from burnish.train.optim import Masters, join, split
@@ -81,22 +82,25 @@ def test_masters_begin_at_the_weights_before_rounding():
     assert torch.equal(layer.weight, before.bfloat16())
 
 
-def test_a_number_is_taken_apart_and_put_together_to_the_bit():
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_number_is_taken_apart_and_put_together_to_the_bit(compiled, monkeypatch):
     """Every sign and exponent, with lower halves around the point where rounding turns."""
+    if not compiled:
+        monkeypatch.setattr(kernels, "compiled", lambda: None)
     upper = torch.arange(0, 1 << 16, 37, dtype=torch.int64)[:, None] << 16
     near = torch.tensor([0, 1, 0x7FFE, 0x7FFF, 0x8000, 0x8001, 0xFFFF])
     bits = (upper + near).flatten()
     exact = bits.where(bits < 1 << 31, bits - (1 << 32)).to(torch.int32).view(torch.float32)
     exact = exact[exact.isfinite()]
     rounded = torch.empty_like(exact, dtype=torch.bfloat16)
-    lower = split(exact.clone(), rounded)
+    lower = split(exact, rounded)
     assert lower.dtype == torch.int16
     assert torch.equal(join(rounded, lower).view(torch.int32), exact.view(torch.int32))
     halfway = (exact.view(torch.int32) & 0xFFFF) == 0x8000  # there alone rounding away from zero is another rounding
     assert torch.equal(rounded[~halfway], exact.bfloat16()[~halfway])
 
 
-def test_the_optimizer_steps_what_a_float32_model_would_be(tmp_path_factory):
+def test_the_optimizer_steps_what_a_float32_model_would_be():
     """AdamW on masters that are put together for it: to the bit what it does to a float32 parameter."""
     layer, masters = linear(torch.bfloat16)
     plain = {name: nn.Parameter(value.clone()) for name, value in masters.numbers.items()}
