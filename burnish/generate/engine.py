@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from burnish.generate import shared
+from burnish.generate.packed import TOGETHER
 from burnish.generate.shared import Prefix, Tree
 from burnish.models.model import Model
 from burnish.models.quicken import answering
-from burnish.tokens.batch import by_budget, collate
+from burnish.tokens.batch import by_budget, collate, join, pack
 from burnish.tokens.rows import Tokens
 
 CLOSE = 1e-4  # of the largest logit: differences below this are rounding's (float32 keeps 1e-7, summed over layers)
@@ -103,10 +104,11 @@ def _begun(model: Model, rows: Sequence[np.ndarray], ends: Sequence[int]) -> int
 
 @_answering
 def head(model: Model, rows: Sequence[Tokens], budget: int, pad: int = 0) -> np.ndarray:
-    """(N, C) logits of a model with a classification or regression head, in row order."""
+    """(N, C) logits of a model with a classification or regression head, in row order; rows in packs where it can."""
     told: list[Tensor | None] = [None] * len(rows)
-    for group in by_budget(rows, budget):
-        logits = model(collate([rows[i] for i in group], pad).to(model.device)).logits.cpu()
+    for group in pack(rows, min(budget, TOGETHER)) if model.packs else by_budget(rows, budget):
+        some = [rows[i] for i in group]
+        logits = model((join(some) if model.packs else collate(some, pad)).to(model.device)).logits.cpu()
         for place, i in enumerate(group):
             told[i] = logits[place]
     return torch.stack([row for row in told if row is not None]).numpy()

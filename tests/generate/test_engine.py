@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from burnish.generate import engine
 from burnish.generate.engine import Generated, Sampling
+from burnish.tokens import batch as batching
 from burnish.tokens.rows import Tokens
 
 KINDS = ("llama", "gpt2", "bart", "t5")
@@ -240,6 +241,18 @@ class TestHeadsAndFeatures:
         for budget, pad in ((1, 0), (10**6, 0), (70, 9)):
             told = engine.features(model, rows, budget, pad)
             assert told.numpy() == pytest.approx(torch.stack(by_hand).numpy(), abs=ROUNDING)
+
+    def test_one_long_row_does_not_pad_the_others(self, tmp_path_factory, monkeypatch):
+        model = tiny.model("llama", "classes", tmp_path_factory).eval()
+        rows = [Tokens(np.full(size, 5, np.int32), np.ones(size, np.float32), "", "") for size in (40, *[3] * 20)]
+        read, forward = [], type(model).forward
+        monkeypatch.setattr(
+            type(model), "forward", lambda self, batch: read.append(batch.tokens) or forward(self, batch)
+        )
+        shapes = []
+        monkeypatch.setattr(engine, "join", lambda some: shapes.append(batching.join(some)) or shapes[-1])
+        engine.head(model, rows, 10**6)
+        assert sum(read) == sum(batch.ids.numel() for batch in shapes) == 100
 
     @pytest.mark.parametrize("kind", tiny.KINDS)
     def test_heads_are_the_classifiers_logits_row_by_row(self, kind, tmp_path_factory):
