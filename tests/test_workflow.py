@@ -132,6 +132,13 @@ def test_check_names_bad_rows_and_still_looks_at_the_others(home: Path) -> None:
     assert not any(item["severity"] == "error" for item in dropped["problems"])
 
 
+def test_check_advises_dropping_only_where_it_helps(home: Path) -> None:
+    (home / "none.csv").write_text("")
+    for own in ("stop", "drop"):
+        told = burnish.check(str(home / "task.yaml"), set=["data.files=[none.csv]", f"data.on_problem={own}"])
+        assert (told["ok"], told["on_problem"]) == (False, "drop")  # what is shown does not offer it then
+
+
 def test_check_shows_rows_that_fit_and_counts_the_others(home: Path) -> None:
     write(home / "long.csv", [(text * 99 if i % 2 else text, label) for i, (text, label) in enumerate(rows(60))])
     files = ["data.files=[long.csv]", "data.on_problem=drop", "data.too_long=error", "data.near_duplicates=0"]

@@ -103,7 +103,8 @@ def check(told: Task, show: int) -> dict[str, Any]:
             ladder = ready(replace(told, data=replace(told.data, on_problem="drop")), begin=False)
         except DataError:
             problems = [problem.to_json() for problem in rows.problems]
-            return {"data": {}, "tokens": {}, "problems": problems, "shown": [], "ok": False, "count": bad}
+            empty = {"data": {}, "tokens": {}, "problems": problems, "shown": [], "ok": False, "count": bad}
+            return {**empty, "on_problem": "drop"}  # which was tried just now
     contract = ladder.trained
     encoding = contract.encoding(ladder.tokenizer, ladder.base.kind)
     found, tokens, shown, first = list(ladder.prepared.problems), {}, [], {}

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 from burnish.data.files import Source, lines, not_utf8, opened
@@ -106,7 +107,7 @@ def read_array(source: Source) -> Iterator[Row | Bad]:
             whole.write(piece)
             if whole.tell() > WHOLE:
                 what = f"is a JSON file of more than {WHOLE >> 20} MB"
-                yield Bad("file", what, "write it as JSONL, one object a line", Where(source.name, 1), "")
+                yield Bad("file", what, "write it as JSONL, one object a line", Where(source.name, 1), last=True)
                 return
     raw = whole.getvalue()
     del whole
@@ -124,7 +125,8 @@ def read_array(source: Source) -> Iterator[Row | Bad]:
         arrays = _arrays_inside(text, start)
         if len(arrays) > 1:
             what = f"holds {len(arrays)} lists ({', '.join(list(arrays)[:5])[:100]}), not one"
-            yield Bad("file", what, "save the list you mean as a file of its own", Where(source.name, 1), text[:SHOWN])
+            do = "save the list you mean as a file of its own"
+            yield Bad("file", what, do, Where(source.name, 1), text[:SHOWN], last=True)
             return
         start = next(iter(arrays.values()), start)
     if text[start : start + 1] == "[":
@@ -192,12 +194,13 @@ def _elements(text: str, at: int, source: Source) -> Iterator[Row | Bad]:
             bad = _broken(text, at, line, problem, source)
             again = re.compile(rf"\n{indent}\{{" if not indent.strip() else r"\n\s*\{").search(text, at + 1)
             if again is None and "\n" in text[at:]:
-                bad = Bad(bad.field, f"{bad.what}; nothing after it is read", bad.do, bad.where, bad.text)
+                bad = replace(bad, last=True)
             yield bad
             at = again.end() - 1 if again else len(text) + 1
     if at == len(text):
         where = Where(source.name, 1 + text.count("\n"))
-        yield Bad("file", 'the array has no end: "]" is missing', "the file is cut short; fetch it again", where, "")
+        what, do = 'the array has no end: "]" is missing', "the file is cut short; fetch it again"
+        yield Bad("file", what, do, where, last=True)
 
 
 def _broken(text: str, at: int, line: int, problem: _BadJson, source: Source) -> Bad:

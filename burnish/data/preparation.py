@@ -42,7 +42,7 @@ class Preparation:
         self.task, self.settings, self.roles, self.hashes = task, task.data, roles, hashes
         self.out, self.staging = out, staging
         self.problems: list[Problem] = []
-        self.count = 0
+        self.count, self.cut = 0, False
         self.dropped: Counter[str] = Counter()
         self.read: Counter[str] = Counter()
         self.remarks = Remarks()
@@ -63,6 +63,8 @@ class Preparation:
             self.side = self._sides()
             self._spelling()
             self._exact()
+            if self.cut:
+                self._stop("mend the file that is not read to its end: rows are missing, not only broken")
             if self.count and self.settings.on_problem == "stop":
                 self._stop()
             if not (self.side != DROPPED).any():
@@ -78,7 +80,7 @@ class Preparation:
             return decide(main, self.mode, self.settings, self.task.goal.task)
         except BadRows as problem:
             self.problems, self.count = problem.problems, problem.count
-            self._stop()
+            self._stop("mend them: no row can be read")
             raise
 
     def _stop(self, do: str = "") -> None:
@@ -121,7 +123,7 @@ class Preparation:
                 self.remarks.look(item)
 
     def _bad(self, bad: Bad) -> None:
-        self.count += 1
+        self.count, self.cut = self.count + 1, self.cut or bad.last
         problem = bad.problem
         if len(self.problems) < KEPT:
             self.problems.append(problem)

@@ -123,7 +123,8 @@ def read(source: Source, text_mode: TextMode = "document") -> Iterator[Row | Bad
             yield item
     except (OSError, EOFError, zlib.error) as problem:
         reason = f"cannot be read on: {_reason(problem)}"
-        yield Bad("file", reason, "the file is damaged or cut short; fetch it again", Where(source.name, line), "")
+        do = "the file is damaged or cut short; fetch it again"
+        yield Bad("file", reason, do, Where(source.name, line), last=True)
         return
     if not rows:
         yield Bad("file", "holds no rows", "add rows, or remove it from data.files", Where(source.name, 1), "")
@@ -233,7 +234,7 @@ def _parquet(source: Source) -> Iterator[Row | Bad]:
         KeyError,
     ) as problem:
         what = f"is not readable Parquet: {_reason(problem)}"
-        yield Bad("file", what, "write it again, or fetch it again", Where(source.name, number + 1), "")
+        yield Bad("file", what, "write it again, or fetch it again", Where(source.name, number + 1), last=True)
 
 
 def _hub(source: Source) -> Iterator[Row | Bad]:

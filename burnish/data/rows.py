@@ -29,7 +29,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Bad:
-    """A row that cannot be used: which field, why, what to do, where, and how the row begins."""
+    """A row that cannot be used: which field, why, what to do, where, and how the row begins.
+
+    last: the file is not read beyond it, so rows are missing and not only broken.
+    """
 
     field: str
     what: str
@@ -37,10 +40,12 @@ class Bad:
     where: Where
     text: str = ""
     id: str = ""
+    last: bool = False
 
     @property
     def problem(self) -> Problem:
-        return Problem(visible(f"{self.field}: {self.what}"), str(self.where), visible(self.do), "error", self.id)
+        what = f"{self.field}: {self.what}{'; nothing after it is read' if self.last else ''}"
+        return Problem(visible(what), str(self.where), visible(self.do), "error", self.id)
 
 
 class ShapeProblem(Exception):

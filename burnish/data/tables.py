@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 
 from burnish.data import files
 from burnish.data.files import Line, Source, lines
@@ -12,6 +14,7 @@ from burnish.data.rows import SHOWN, Bad, Row
 from burnish.records import Where
 
 RECORD = 20_000  # lines that one quoted CSV record may span
+HEAD = 1000  # rows by which a first line is judged
 
 
 class _Feed:
@@ -90,33 +93,66 @@ def _delimiter(source: Source) -> str:
 
 def read(source: Source) -> Iterator[Row | Bad]:
     """Rows by column; a first line that holds numbers is data, and columns are then called 1, 2, 3 ..."""
-    header: list[str] | None = None
-    for record in _records(source, _delimiter(source)):
+    records = _records(source, _delimiter(source))
+    first = next(records, None)
+    if first is None:
+        return
+    if isinstance(first, Bad):
+        yield first
+        what = "the line with the column names cannot be read, so no row can"
+        yield Bad("file", what, "mend the first line", first.where, first.text, last=True)
+        return
+    number, cells, text = first
+    where, header = Where(source.name, number), [cell.strip() for cell in cells]
+    if any(re.fullmatch(r"[-+]?\d+(\.\d+)?", cell) for cell in header):
+        yield from _rows(source, [str(at) for at in range(1, len(cells) + 1)], chain([first], records))
+        return
+    twice = next((name for name in header if header.count(name) > 1), None)
+    if twice is not None:
+        what = f'the first line names the column "{twice[:60]}" twice'
+        yield Bad("header", what, "give every column its own name", where, text, last=True)
+        return
+    rows = _rows(source, header, records)
+    head = list[Row | Bad]()
+    try:
+        head.extend(islice(rows, HEAD))
+    except (OSError, EOFError, zlib.error):  # the file breaks off: what came before it is given all the same
+        yield from head
+        raise
+    if name := _class_as_name(head):
+        what = f'the first line looks like a row: "{name[:60]}" is also a class in its column'
+        do = "put a line with the columns' names before it, as text,label; if it has them, rename that column"
+        yield Bad("header", what, do, where, text, last=True)
+        return
+    yield from chain(head, rows)
+
+
+def _rows(
+    source: Source, header: list[str], records: Iterator[tuple[int, list[str], str] | Bad]
+) -> Iterator[Row | Bad]:
+    for record in records:
         if isinstance(record, Bad):
             yield record
-            if header is None:
-                what = "the line with the column names cannot be read, so no row can"
-                yield Bad("file", what, "mend the first line", record.where, record.text)
-                return
             continue
         number, cells, text = record
         where = Where(source.name, number)
-        if header is None:
-            header = [cell.strip() for cell in cells]
-            if any(re.fullmatch(r"[-+]?\d+(\.\d+)?", cell) for cell in header):
-                header = [str(at) for at in range(1, len(cells) + 1)]
-            elif len(set(header)) < len(header):
-                twice = next(name for name in header if header.count(name) > 1)
-                what = f'the first line names the column "{twice[:60]}" twice'
-                yield Bad("header", what, "give every column its own name", where, text)
-                return
-            else:
-                continue
         if len(cells) > len(header) and not any(cell.strip() for cell in cells[len(header) :]):
             cells = cells[: len(header)]
         if len(cells) != len(header):
             what = f"has {len(cells)} cells where the first line has {len(header)}"
             do = "put quotes around a text that holds the separator, or fill in what is missing"
             yield Bad("row", what, do, where, text)
-            continue
-        yield Row(dict(zip(header, cells, strict=True)), where)
+        elif len(header) > 1 and header[0] != "1" and [cell.strip() for cell in cells] == header:  # 1, 2 are our names
+            yield Bad("row", "holds the columns' names once more", "remove the line", where, text)
+        else:
+            yield Row(dict(zip(header, cells, strict=True)), where)
+
+
+def _class_as_name(head: Sequence[Row | Bad]) -> str:
+    """A column's name that is one of the few values which come again and again below it; '' where there is none."""
+    rows = [item.values for item in head if isinstance(item, Row)]
+    for name in rows[0] if rows else ():
+        below = [row[name].strip() for row in rows]
+        if name and below.count(name) > 1 and len(set(below)) <= max(2, len(below) / 3):
+            return name
+    return ""

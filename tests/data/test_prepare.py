@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections import Counter
 
@@ -148,6 +149,21 @@ def test_a_file_of_which_no_row_can_be_read(tmp_path):
     write(tmp_path, "a.jsonl", "{\n{\n")
     assert stopped(tmp_path, "a.jsonl").count == 2
     assert len(lines(tmp_path / "out/problems.jsonl")) == 2
+
+
+@pytest.mark.parametrize("on_problem", ["stop", "drop"])
+def test_a_file_that_breaks_off_is_refused_whatever_on_problem_says(tmp_path, on_problem):
+    whole = "".join(json.dumps(row) + "\n" for row in reviews(20_000)).encode()
+    write(tmp_path, "whole.jsonl", reviews(90))
+    write(tmp_path, "cut.jsonl.gz", gzip.compress(whole)[:-100_000])
+    write(tmp_path, "cut.json", json.dumps(reviews(40), indent=1)[:-2])
+    write(tmp_path, "names.csv", "text,text\na,b\n")
+    for name in ("cut.jsonl.gz", "cut.json", "names.csv"):
+        problem = stopped(tmp_path, "whole.jsonl", name, on_problem=on_problem, columns={"text": "text"})
+        assert any(name in item.where and "nothing after it is read" in item.what for item in problem.problems)
+        assert "on_problem" not in problem.do
+    write(tmp_path, "empty.jsonl", "")
+    assert "on_problem" not in stopped(tmp_path, "empty.jsonl", on_problem=on_problem).do
 
 
 # --- labels

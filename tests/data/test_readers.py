@@ -61,6 +61,24 @@ def test_a_file_without_column_names(tmp_path):
     found = rows(tmp_path, "a.csv", "good film,1\nbad film,0\n")
     assert places(found) == [("Row", 1), ("Row", 2)]
     assert found[0].values == {"1": "good film", "2": "1"}
+    stars = "".join(f"{at},{1 + at % 3}\n" for at in range(9))
+    assert len(rows(tmp_path, "b.csv", stars)) == 9  # 2 is a class and the name that the column is given
+
+
+def test_a_first_line_that_is_a_row_is_not_taken_for_names(tmp_path):
+    told = "".join(f"film {at},{'good' if at % 2 else 'bad'}\n" for at in range(9))
+    (bad,) = rows(tmp_path, "a.csv", told)
+    assert (bad.field, bad.where.line) == ("header", 1)
+    assert '"bad"' in bad.what
+    assert len(rows(tmp_path, "b.csv", f"text,label\n{told}")) == 9
+    words = "".join(f"{word},spelt {word}\n" for word in ("word", "a", "word", "b", "c", "d"))
+    assert len(rows(tmp_path, "c.csv", f"word,text\n{words}")) == 6  # words that hardly ever come again are no classes
+
+
+def test_column_names_again_among_the_rows(tmp_path):
+    found = rows(tmp_path, "a.csv", "text,label\na,x\ntext,label\nb,x\ntext,label\nc,y\n")
+    assert places(found) == [("Row", 2), ("Bad", 3), ("Row", 4), ("Bad", 5), ("Row", 6)]
+    assert "names" in found[1].what
 
 
 def test_a_column_named_twice(tmp_path):
@@ -210,6 +228,10 @@ def test_a_gz_file_that_is_cut_short_gives_what_it_has_and_one_bad_row(tmp_path)
     assert isinstance(found[-1], Bad)
     assert found[-1].where.line == len(found) - 1 > 1
     assert found[-1].field == "file"
+    table = gzip.compress("".join(f"row {at * 7919 % 10007}\n" for at in range(900)).encode(), mtime=0)
+    found = rows(tmp_path, "a.csv.gz", table[: len(table) // 2])
+    assert found[-1].last
+    assert found[-1].where.line == len(found) > 1
 
 
 def test_parquet_rows_are_numbered(tmp_path):
