@@ -51,6 +51,10 @@ FORMS: dict[str, dict[str, Any]] = {
         "preferred_output": [{"role": "assistant", "content": BIRD}],
         "non_preferred_output": [{"role": "assistant", "content": FISH}],
     },
+    "conversations called messages": {
+        "chosen_messages": [*TURNS, {"role": "assistant", "content": BIRD}],
+        "rejected_messages": [*TURNS, {"role": "assistant", "content": FISH}],
+    },
     "open transcript": {"prompt": "\n\nHuman: What is a heron?\n\nAssistant:", "chosen": BIRD, "rejected": FISH},
 }
 

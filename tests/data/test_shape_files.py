@@ -96,6 +96,28 @@ def test_unusual_names_are_told_apart_by_content():
     assert chosen(rows).columns == {"text": "kunde", "label": "art"}
 
 
+def test_a_time_or_a_name_of_the_row_is_neither_text_nor_label():
+    rows = [
+        {"answer_id": f"x{at}", "tstamp": 1683.5 + at, "userId": f"u{at}", "created_at": at * 0.5} for at in range(30)
+    ]
+    with pytest.raises(DataError, match="do not look like"):
+        chosen(rows)
+    assert chosen([{**row, "note": "a longer text", "mark": at % 2} for at, row in enumerate(rows)]).columns == {
+        "text": "note",
+        "label": "mark",
+    }
+    intents = [{"text": f"Some words {at}", "intent_id": at % 3} for at in range(12)]
+    assert chosen(intents).columns == {"text": "text", "label": "intent_id"}
+
+
+@pytest.mark.parametrize("cell", ["nan", "NaN", "inf", "-inf"])
+def test_what_a_program_writes_for_no_number_is_no_class(cell):
+    rows = many(lambda at: cell if at % 2 else f"{at * 0.7:.3f}", 60)
+    assert chosen(rows).columns["number"] == "label"
+    assert "is not a finite number" in refused(rows[1], "labelled", {"text": "text", "number": "label"}).what
+    assert f'"{cell}"' in refused(rows[1], "labelled", {"text": "text", "label": "label"}).what
+
+
 @pytest.mark.parametrize(
     ("row", "field", "what", "do"),
     [

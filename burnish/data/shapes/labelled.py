@@ -47,12 +47,29 @@ LABELS = (
     *("target", "gold", "gold label", "tag", "tags", "categories", "classes", "genre", "grade", "y", "answer"),
 )
 IDS = ("id", "idx", "index", "uid", "uuid", "key", "row", "url", "date", "time", "timestamp", "split", "file", "")
+NAMING = (
+    "id",
+    "ids",
+    "idx",
+    "uid",
+    "uuid",
+    "guid",
+    "date",
+    "time",
+    "datetime",
+    "timestamp",
+    "tstamp",
+    "ts",
+    "at",
+    "url",
+)
+UNWRITTEN = ("nan", "NaN", "inf", "-inf")  # what programs write where there is no number
 SAMPLE: dict[str, Any] = {"text": "The soup was cold and the waiter colder.", "label": "negative"}
 
 
 def guess(columns: Sequence[str], rows: Sequence[Values]) -> dict[str, str | list[str]] | None:
     """Rows with a text and something that looks like its class, classes or number."""
-    usable = [column for column in columns if fold(column) not in {fold(name) for name in IDS}]
+    usable = [column for column in columns if not _names_the_row(rows, column)]
     flags = [column for column in usable if _flag(rows, column)]
     found: dict[str, str | list[str]] = {}
     for first, second in PAIRS:
@@ -71,6 +88,14 @@ def guess(columns: Sequence[str], rows: Sequence[Values]) -> dict[str, str | lis
         likely = [column for column in rest if _class_like(rows, column) or _numeric(cells(rows, column))]
         label = likely[0] if len(likely) == 1 else None
     return None if label is None else {"text": text, **found, "label": label}
+
+
+def _names_the_row(rows: Sequence[Values], column: str) -> bool:
+    """Whether a column tells which row it is: called so, or called like a name or a time and no class."""
+    if fold(column) in {fold(name) for name in IDS}:
+        return True
+    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+", column)
+    return bool(words) and words[-1].casefold() in NAMING and not _class_like(rows, column)
 
 
 def _flag(rows: Sequence[Values], column: str) -> bool:
@@ -102,6 +127,7 @@ def _class_like(rows: Sequence[Values], column: str) -> bool:
 
 def _numeric(found: Sequence[Any]) -> bool:
     """Whether cells look measured, not counted: all numbers, some not whole, many different."""
+    found = [value for value in found if plain(value) not in UNWRITTEN]
     real = [value for value in map(number, found) if value is not None]
     if len(real) < 0.9 * len(found) or all(value.is_integer() for value in real):
         return False
@@ -159,7 +185,10 @@ def to_example(values: Values, columns: Columns, where: Where) -> Example:
 def _one(values: Values, column: str) -> str:
     if isinstance(values.get(column), list):
         raise ShapeProblem("is a list where other rows have one class", column, "write one class in every row")
-    return text_of(values, column)
+    text = text_of(values, column)
+    if text in UNWRITTEN:
+        raise ShapeProblem(f'is "{text}", which is no class', column, "fill it in, or remove the row")
+    return text
 
 
 def _number(values: Values, column: str) -> float:
