@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from burnish.models import load, quicken
 from burnish.models.base import Base, Head
 from burnish.task import Task
 from burnish.tokens.batch import Batches
-from burnish.train import calibrate, costs, describe, loop, optim
+from burnish.train import calibrate, costs, describe, loop, memory, optim
 from burnish.train.optim import Masters
 from burnish.train.plan import Plan
 from burnish.train.reference import Referred
@@ -125,6 +126,7 @@ def _paced(trial: Trial, work: Work, machine: Machine, cut: tuple[int, bool], co
     if not told:
         with torch.random.fork_rng(devices=[]):
             told = _measured(trial, work, machine, cut, config)
+        memory.trim()
         store.write_json(path, told)
     return replace(machine, pace=told["pace"], updates=told["updates"])
 
@@ -163,12 +165,7 @@ def _measured(trial: Trial, work: Work, machine: Machine, cut: tuple[int, bool],
     masters.release()
     for value in run.model.parameters():
         value.data = value.data.new_empty(0)  # modules know themselves: only the collector would free them
-    return {"pace": _undisturbed(passes[1:]), "updates": _undisturbed(updates[1:])}
-
-
-def _undisturbed(told: list[float]) -> float:
-    """The lower quartile: neighbours only add."""
-    return sorted(told)[len(told) // 4]
+    return {"pace": statistics.median(passes[1:]), "updates": statistics.median(updates[1:])}
 
 
 def _now(work: Work) -> float:
