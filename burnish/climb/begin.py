@@ -116,7 +116,8 @@ def check(told: Task, show: int) -> dict[str, Any]:
         tokens[split] = count.to_json()
         found += [problem for _, problem in unfit]
         if unfit and dropping:
-            what = f"{len(unfit):,} of {len(unfit) + count.rows:,} {split} rows do not fit the base"
+            do_not = "does not" if len(unfit) == 1 else "do not"
+            what = f"{len(unfit):,} of {len(unfit) + count.rows:,} {split} rows {do_not} fit the base"
             do = "use a base that holds longer rows, or data.too_long: cut-prompt"
             found.insert(0, Problem(what, told.where("base"), do, "warning"))
         bad += 0 if dropping else sum(problem.severity == "error" for _, problem in unfit)

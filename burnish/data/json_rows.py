@@ -48,7 +48,7 @@ def _parse(text: str, start: int = 0) -> tuple[Any, int]:
         raise _BadJson(f"is nested more than {DEPTH} deep", "flatten it") from None
     except json.JSONDecodeError as problem:
         line_start = text.rfind("\n", 0, problem.pos) + 1
-        told = problem.msg[:1].lower() + problem.msg[1:]
+        told = problem.msg[:1].lower() + problem.msg[1:].removesuffix(" at")
         wrong = _BadJson(f"is not valid JSON: {told} at column {problem.pos - max(line_start, 0) + 1}")
         wrong.args = (problem.pos,)
         raise wrong from None
@@ -169,11 +169,27 @@ def _objects(text: str, at: int, source: Source) -> Iterator[Row | Bad]:
         line, seen = line + text.count("\n", seen, at), at
         try:
             value, end = _parse(text, at)
+            if line == 1 and _skip(text, end) == len(text) and _columns(value):
+                what, do = (
+                    "holds columns, not rows",
+                    'write one object a row, as pandas does: to_json(orient="records")',
+                )
+                yield Bad("file", what, do, Where(source.name, line), text[at : at + SHOWN], last=True)
+                return
             yield _row(value, Where(source.name, line), text[at : at + SHOWN])
         except _BadJson as problem:
             yield _broken(text, at, line, problem, source)
             end = text.find("\n{", at) + 1 or len(text)
         at = _skip(text, end)
+
+
+def _columns(value: object) -> bool:
+    """Whether an object is a table written column by column: lists, or objects by row number, of equally many cells."""
+    if not isinstance(value, dict) or len(value) < 2:
+        return False
+    found = [_inner(own) for own in value.values() if not isinstance(own, dict) or all(map(str.isdigit, own))]
+    flat = not any(_inner(cell) for own in found for cell in own)
+    return flat and len(found) == len(value) and len({len(own) for own in found}) == 1 < len(found[0])
 
 
 def _elements(text: str, at: int, source: Source) -> Iterator[Row | Bad]:

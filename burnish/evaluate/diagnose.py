@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from burnish import kinds
+from burnish.data.rows import counted
 from burnish.evaluate.statistics import wilson
 from burnish.records import Example, Prediction, Report
 
@@ -171,7 +172,7 @@ def _tuning(facts: Facts) -> list[Point]:
     least = min(facts.labels.values(), default=rows)
     if rows < FEW or least < FEW_PER_LABEL:
         rare = f", the rarest class has {least}" if facts.labels else ""
-        what = f"There are {rows} training rows{rare}: too few to tune on"
+        what = f"There {'is' if rows == 1 else 'are'} {counted(rows, 'training row')}{rare}: too few to tune on"
         how = "show examples in the prompt now, and gather more rows" if facts.prompted else "gather more rows"
         told.append(
             Point("prompt" if facts.prompted else "more data", f"{what}; {how}.", {"rows": rows, "least": least})

@@ -12,6 +12,7 @@ from typing import Any
 
 from burnish import kinds
 from burnish import task as tasks
+from burnish.data.rows import counted
 from burnish.evaluate.statistics import minimum_detectable, quantile
 from burnish.records import Comparison, Outcome, RungResult, Score, Verdict
 
@@ -241,9 +242,8 @@ def _notes(
     """What a sceptic should know."""
     notes = []
     if climb.n < FEW:
-        notes.append(
-            f"{climb.n} test rows are too few for any firm verdict; at least {FEW}, better {SMALL}, are needed."
-        )
+        told = f"{counted(climb.n, 'test row')} {'is' if climb.n == 1 else 'are'} too few for any firm verdict"
+        notes.append(f"{told}; at least {FEW}, better {SMALL}, are needed.")
     elif climb.n < SMALL:
         notes.append(f"The test set is small ({climb.n} rows): every interval is wide.")
     metric = next(iter(climb.scores.values())).metric

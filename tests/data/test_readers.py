@@ -114,6 +114,7 @@ def test_a_long_line_is_refused_by_number_and_the_next_is_read(tmp_path, monkeyp
     ("line", "what"),
     [
         ('{"text": "a"', "not valid JSON: expecting ',' delimiter at column 13"),
+        ('{"text": "a', "unterminated string starting at column 10"),
         ('{"text": "a"} {"text": "b"}', "goes on after the JSON value, at column 14"),
         ("[1, 2]", "not a JSON object"),
         ('"text"', "not a JSON object"),
@@ -158,6 +159,21 @@ def test_what_a_json_file_may_hold_instead_of_an_array(tmp_path, content, lines)
 def test_several_lists_in_one_json_object_are_refused(tmp_path):
     (bad,) = rows(tmp_path, "a.json", '{"train": [["a", "b"]], "val": [["c", "d"]]}')
     assert "2 lists (train, val)" in bad.what
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"text": ["a", "b"], "label": ["x", "y"]}',
+        '{"text": {"0": "a", "1": "b"},\n "label": {"0": "x", "1": "y"}}\n',
+    ],
+)
+def test_columns_instead_of_rows_are_called_so(tmp_path, content):
+    (bad,) = rows(tmp_path, "a.json", content)
+    assert "columns" in bad.what
+    assert 'orient="records"' in bad.do
+    (row,) = rows(tmp_path, "b.json", '{"text": "a", "labels": ["x", "y"]}')
+    assert row.values["labels"] == ["x", "y"]
 
 
 def test_text_files_are_documents_or_lines(tmp_path):

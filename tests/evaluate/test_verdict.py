@@ -203,6 +203,7 @@ def test_notes_for_a_sceptic():
     assert "LoRA and few-shot prompting are within noise of each other" in notes([FLOOR, FEW, LORA], tie)
     assert "small (60 rows)" in notes([FLOOR, FEW], BEATS_FLOOR, n=60)
     assert "9 test rows are too few" in notes([FLOOR, FEW], BEATS_FLOOR, n=9)
+    assert "1 test row is too few" in notes([FLOOR, FEW], BEATS_FLOOR, n=1)
     assert "lora was skipped: out of memory" in notes([FEW, RungResult("lora", skipped="out of memory")]).replace(
         "LoRA", "lora"
     )
