@@ -21,7 +21,7 @@ ROOT = Path(burnish.__file__).parent
 LAYERS = (
     *("errors", "kinds", "records", "task", "taskfile", "store", "database", "data", "metrics", "tokens", "models"),
     *("adapters", "artifact", "methods", "generate", "prompting", "train", "evaluate", "climb", "export", "monitor"),
-    *("interop", "workflow", "serve", "cli"),
+    *("interop", "workflow", "serve", "cli", "__main__"),
 )
 KINDS = ("methods", "adapters", "data/shapes", "metrics", "prompting", "export")
 LIGHT = ("errors", "kinds", "records", "task", "taskfile", "store", "data", "metrics")

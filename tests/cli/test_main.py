@@ -13,7 +13,7 @@ from typing import Any
 import fake_workflow as fake
 import pytest
 
-from burnish import store
+from burnish import __version__, store
 from burnish.cli import main
 from burnish.errors import CheckpointError, DataError, Interrupted
 
@@ -214,6 +214,12 @@ def test_every_option_of_the_real_verbs_is_explained(capsys: pytest.CaptureFixtu
         assert f"\n  {verb} " in shown
         assert main.parse([verb, "--help"], workflow) == 0
     assert "..." not in shown.partition("Commands:")[2]  # every summary fits 80 columns
+
+
+def test_python_runs_the_package_as_the_command() -> None:
+    words = [sys.executable, "-m", "burnish", "--version"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout == f"burnish {__version__}\n"
 
 
 def test_help_imports_nothing_heavy() -> None:
