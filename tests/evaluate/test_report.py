@@ -189,6 +189,10 @@ def test_scores_stand_with_interval_and_n(kind: str) -> None:
     assert f"n\u00a0=\u00a0{len(examples):,}" in read.text
 
 
+def test_costs_say_that_their_seconds_are_of_the_clock() -> None:
+    assert "of the clock, on this machine as busy as it was" in harmless(html(*classes())).text
+
+
 def test_the_pictures_speak_and_the_tables_have_heads() -> None:
     read = Page(html(*classes()))
     pictures = [attributes for tag, attributes in read.seen if tag == "svg" and attributes.get("role") == "img"]
