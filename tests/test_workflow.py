@@ -132,6 +132,17 @@ def test_check_names_bad_rows_and_still_looks_at_the_others(home: Path) -> None:
     assert not any(item["severity"] == "error" for item in dropped["problems"])
 
 
+def test_check_shows_two_texts_apart(home: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    told = [{"text1": one, "text2": one[::-1], "label": label} for one, label in rows(60)]
+    (home / "two.jsonl").write_text("".join(json.dumps(row) + "\n" for row in told))
+    own = ["data.files=[two.jsonl]", "data.columns={text: text1, pair: text2, label: label}"]
+    base = f"base.name={tiny.folder('gpt2', tmp_path_factory)}"
+    row = burnish.check(str(home / "task.yaml"), set=[*own, base], show=1)["shown"][0]
+    one, line, two = "".join(text for text, _ in row["spans"]).partition("\n")
+    assert line
+    assert two == one[::-1]
+
+
 def test_check_advises_dropping_only_where_it_helps(home: Path) -> None:
     (home / "none.csv").write_text("")
     for own in ("stop", "drop"):

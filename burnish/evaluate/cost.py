@@ -2,8 +2,8 @@
 
 In: seconds and tokens of training, the stored predictions' own records, and a table of prices that a person edits.
 Out: plain mappings for the report.  Every running figure is a sum over predictions; nothing is modelled but energy,
-which is seconds times the watts of the table.  Seconds are of the clock,
-so other work on the machine makes them too high.
+which is seconds times the watts of the table.  Seconds are of the clock, so other work on the machine makes them too
+high.
 """
 
 from __future__ import annotations
