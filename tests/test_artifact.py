@@ -132,6 +132,15 @@ def test_a_label_cannot_be_exchanged_unseen(tmp_path_factory, tmp_path):
         artifacts.load(tmp_path / "artifact")
 
 
+def test_what_was_made_before_pairs_were_parted_reads_them_as_it_learned(tmp_path_factory, tmp_path):
+    trained("gpt2", "classes", "lora", tmp_path_factory, tmp_path)
+    path = tmp_path / "artifact" / "artifact.json"
+    told = json.loads(path.read_text())
+    del told["contract"]["separator"], told["seal"]
+    path.write_text(json.dumps(told))
+    assert artifacts.load(tmp_path / "artifact").contract.separator == ""
+
+
 def test_a_recipe_may_be_edited(tmp_path_factory, tmp_path):
     """A prompting rung's choices are a person's to change; the rest is not."""
     told = Artifact(
