@@ -20,6 +20,7 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import statistics
 import sys
 import time
@@ -261,6 +262,7 @@ def one(case: str, work: Path, into: Path, busy: bool) -> None:
     task = {"goal": {"task": goal}, "data": data, "base": {"name": str((work / model).resolve())}}
     task |= {"method": {"kind": method}, "train": {"max_steps": STEPS, "epochs": 0, "evaluate_every": STEPS // 2}}
     path = work / "home" / f"{case.replace(' ', '-')}.yaml"
+    shutil.rmtree(work / "home" / "runs", ignore_errors=True)  # checkpoints of all cases are 20 GB
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(task))
     burnish.train(str(path), rung=rung, again=True, say=lambda _, event: events.append((event, time.process_time())))
