@@ -26,9 +26,10 @@ KEPT_CHECKPOINTS = 3  # two kept, and the one being written
 class Fit:
     """What no formula gives: fitted to measured runs by `python benchmarks/plan.py --fit`.
 
-    kept: of what autograd saves, what stays in memory (1: all; not fitted).
+    kept: memory taken for each byte that autograd saves: gaps between blocks lie among them.
     scratch: of the widest layer's numbers, copies alive for a moment.
-    logits: float32 copies of each logit of a chunk.  loading: of the weights' files, what is held beside the weights.
+    logits: float32 copies of each logit of a chunk.  loading: bytes of each number of the largest tensor
+    while weights are read.
     update: float32 copies of the trained numbers alive inside an optimizer step.
     process: bytes that threads, kernels and the loop itself add to a process that has imported everything.
     arithmetic: seconds of a matrix product in a run over the same product measured alone.
@@ -40,14 +41,15 @@ class Fit:
     kernel, compiling: bytes and seconds of a bfloat16 product of a new shape on the CPU, for which oneDNN compiles and
     keeps a kernel.
     memory, seconds: relative error that 19 of 20 measured cases stay within (docs/log.md), held-out ones counted.
+    untried: the same of seconds that no rehearsal has set right.
     """
 
-    kept: float = 1.0
-    scratch: float = 31.0
-    logits: float = 0.473
-    loading: float = 1.0
+    kept: float = 1.4
+    scratch: float = 12.7
+    logits: float = 0.956
+    loading: float = 7.0
     update: float = 0.001
-    process: float = 29e6
+    process: float = 91e6
     arithmetic: float = 1.36
     stream: float = 0.234
     attention: float = 0.75
@@ -55,10 +57,11 @@ class Fit:
     calls: float = 240.0
     passes: float = 23.5
     step: float = 0.0005
-    kernel: float = 0.1e6
+    kernel: float = 0.068e6
     compiling: float = 4.8e-05
-    memory: float = 0.17
-    seconds: float = 0.62
+    memory: float = 0.19
+    seconds: float = 0.19
+    untried: float = 0.62
 
 
 FIT = Fit()
@@ -99,20 +102,21 @@ def _room(work: Work, micro_tokens: int) -> float:
 def memory(work: Work, micro_tokens: int, recompute: bool, machine: Machine, fit: Fit = FIT) -> dict[str, float]:
     """Bytes of each part at the run's peak, and which phase that is: {"weights": ..., ..., "peak": total}.
 
-    The phases are reading the weights (in float32, from files mapped into memory; 4-bit ones tensor by tensor), forward
-    with backward, the optimizer's step, and validation; a part that is not
-    alive in the worst of them is left out.
+    The phases are reading the weights (in float32, tensor by tensor), forward with backward, the optimizer's step, and
+    validation; a part that is not alive in the worst of them is left out.
     """
     shape = work.shape
     trained = 4.0 * shape.trained / work.ranks
-    rounded = shape.trained * (work.element if work.element < 4 and work.ranks == 1 else 0)
+    halved = work.element < 4 and work.ranks == 1  # a weight and what it lacks, put together one tensor at a time
+    largest = max((item.inputs * item.outputs for item in shape.linears), default=0)
     frozen = (shape.parameters - shape.trained - shape.quantised) / work.ranks
     lasting = {
         "process": machine.resident + fit.process if work.device == "cpu" else 0.0,
-        "weights": frozen * work.element + shape.quantised * NF4 + rounded + trained,
+        "weights": frozen * work.element + shape.quantised * NF4 + trained,
         **({"fetched": _fetched(work)} if work.ranks > 1 else {}),
         "optimizer": shape.trained * STATES[work.optimizer] / work.ranks,
         "best weights": trained if len(work.validation) else 0.0,
+        **({"gradients": trained} if halved else {}),  # their sums keep their place
     }
     batch = largest_batch(work, micro_tokens)
     forward = {"logits": _logits(work, batch, fit), "scratch": _scratch(work, batch, fit)}
@@ -123,7 +127,7 @@ def memory(work: Work, micro_tokens: int, recompute: bool, machine: Machine, fit
         "loading": {
             "process": lasting["process"],
             "weights": 4.0 * (shape.parameters - shape.quantised) + NF4 * shape.quantised,
-            "loading": 0.0 if shape.quantised else fit.loading * shape.files,
+            "loading": fit.loading * largest,
         },
         "training": {
             **lasting,
@@ -131,7 +135,11 @@ def memory(work: Work, micro_tokens: int, recompute: bool, machine: Machine, fit
             "activations": _activations(work, batch, recompute, fit),
             **forward,
         },
-        "update": {**lasting, "gradients": trained, "update": trained * fit.update},
+        "update": {
+            **lasting,
+            "gradients": trained,
+            "update": trained * fit.update + 4.0 * halved * min(largest, shape.trained),
+        },
         "validation": {**lasting, **forward},
     }
     if work.ranks > 1:
@@ -186,7 +194,8 @@ def _logits(work: Work, batch: Load, fit: Fit) -> float:
             if work.shape.whole:  # themselves, in float32, their logarithms, the gradient of both
                 rows, each = math.inf, 12.0 + 2.0 * work.element
             told += each * item.outputs * min(batch.supervised, rows) + batch.supervised * item.inputs * work.element
-            told += 12.0 * item.inputs * item.outputs * item.trained  # summed in float32, one chunk's, the embedding's
+            if item.trained:  # the sum, and in float32 the embedding's rows beside it; some rows of a chunk at a time
+                told += (4.0 if work.element < 4 else 8.0) * item.inputs * item.outputs + 16384.0 * item.inputs
     return told
 
 

@@ -132,7 +132,7 @@ def estimate(work: Work, machine: Machine, others: Mapping[str, Work] | None = N
         Figure(work.shape.trained),
         Figure(work.tokens, 0.0 if work.exact else 0.01),
         Figure(work.steps),
-        Figure(phases["all"], fit.seconds),
+        Figure(phases["all"], fit.untried if machine.pace == 1.0 else fit.seconds),
         Figure(host, fit.memory),
         Figure(peak if work.device != "cpu" else 0.0, fit.memory),
         Figure(disk(work), 0.05),

@@ -175,20 +175,22 @@ def test_memory_by_hand() -> None:
     assert told["process"] == 3e8
     assert told["activations"] == 4 * one.shape.ids.kept * 500  # the two longest rows
     half = costs.memory(replace(one, element=2), 1024, False, MACHINE, replace(PLAIN, kept=1.0))
-    assert half["weights"] == 6 * size  # rounded ones and their masters
+    assert half["weights"] == 4 * size  # rounded ones and the bits that they lack
+    assert half["gradients"] == 4 * size
     assert half["activations"] == told["activations"] / 2
     assert costs.memory(replace(one, optimizer="adamw-8bit"), 1024, False, MACHINE)["optimizer"] == 2 * size
 
 
-def test_reading_weights_holds_them_in_float32_beside_their_mapped_files() -> None:
-    """Measured on 134,515,008 parameters: 1,066 MB over the process from float32 files, 804 MB from bfloat16 ones."""
+def test_reading_weights_holds_them_in_float32_and_one_tensor_beside_them() -> None:
+    """Measured on 134,515,008 parameters (vocabulary 49,152, 576 wide): 743 MB over the process from float32 files, 800
+    from bfloat16 ones."""
     one = work(element=2)
-    for files, peak in ((538e6, 1066e6), (269e6, 804e6)):
-        shape = replace(one.shape, parameters=134_515_008, trained=0, files=int(files))
-        told = costs.memory(
-            replace(one, shape=shape), 1024, False, replace(MACHINE, resident=0.0), replace(FIT, process=0)
-        )
-        assert told["peak"] == pytest.approx(peak, rel=0.02)
+    head = Linear(576, 49152, at="supervised")
+    shape = replace(one.shape, parameters=134_515_008, trained=0, linears=(*one.shape.linears, head))
+    machine, fit = replace(MACHINE, resident=0.0), replace(FIT, process=0, loading=7.0)
+    told = costs.memory(replace(one, shape=shape), 1024, False, machine, fit)
+    assert told["peak"] == pytest.approx(771e6, rel=0.05)
+    assert told["loading"] == 7 * 576 * 49152
 
 
 def test_a_quantised_base_lies_in_four_bits() -> None:
@@ -203,13 +205,15 @@ def test_a_quantised_base_lies_in_four_bits() -> None:
 def test_every_constant_moves_a_figure(name: str) -> None:
     one = work(element=2, blocks=40)
     changed = replace(FIT, **{name: getattr(FIT, name) * 2 + 1})
-    told = [estimate.estimate(one, replace(MACHINE, memory=4e8), fit=fit) for fit in (FIT, changed)]
-    files = replace(one, shape=replace(one.shape, files=10**10))  # where reading the weights is the peak
+    machines = [replace(MACHINE, memory=4e8, pace=pace) for pace in (1.0, 1.1)]
+    told = [[estimate.estimate(one, machine, fit=fit).to_json() for machine in machines] for fit in (FIT, changed)]
+    head = Linear(10**4, 10**5, at="supervised")  # where reading the weights is the peak
+    files = replace(one, shape=replace(one.shape, parameters=10**9, trained=0, linears=(*one.shape.linears, head)))
     large = replace(one, shape=replace(one.shape, trained=10**9))  # where the optimizer's step is
     more = [
         [costs.memory(item, 1024, False, MACHINE, fit)["peak"] for item in (files, large)] for fit in (FIT, changed)
     ]
-    assert told[0].to_json() != told[1].to_json() or more[0] != more[1]
+    assert told[0] != told[1] or more[0] != more[1]
 
 
 @settings(max_examples=60, deadline=None)
@@ -277,7 +281,7 @@ def limited(room: float, **own: Any) -> tuple[Work, Machine]:
 
 @pytest.mark.parametrize("splits", [False, True])
 def test_every_remedy_makes_it_fit(splits: bool) -> None:
-    one, machine = limited(5.1e8, micro_tokens=8192, recomputes=False, splits=splits)
+    one, machine = limited(5.9e8, micro_tokens=8192, recomputes=False, splits=splits)
     light = replace(one, shape=replace(one.shape, trained=1000), micro_tokens=0)
     light = replace(light, shape=replace(light.shape, ids=replace(light.shape.ids, kept=10.0, largest=1.0)))
     told = estimate.estimate(one, machine, {"lora": light})

@@ -14,7 +14,7 @@ from burnish.models import base as models
 from burnish.models.base import Head
 from burnish.tokens.batch import Batches
 from burnish.tokens.rows import Tokens
-from burnish.train import calibrate, costs, describe, loop, rehearse
+from burnish.train import calibrate, costs, describe, estimate, loop, rehearse
 from burnish.train.plan import plan
 from burnish.train.rehearse import Trial
 
@@ -87,6 +87,12 @@ def test_everything_said_of_a_run_grows_with_its_pace(made):
     assert twice["step"] == pytest.approx(2 * told["step"])
     assert twice["validation"] == pytest.approx(2 * told["validation"])
     assert twice["saving"] == told["saving"]
+
+
+def test_what_was_rehearsed_is_said_with_a_smaller_bound(made):
+    _, work, machine = made()
+    told = [estimate.estimate(work, replace(machine, pace=pace)).seconds.error for pace in (1.0, 1.1)]
+    assert told == [costs.FIT.untried, costs.FIT.seconds]
 
 
 def test_it_is_remembered_until_something_changes(made, monkeypatch):
