@@ -47,7 +47,6 @@ def machine(shape: Shape, element: int, device: torch.device) -> Machine:
         float(shutil.disk_usage(home).free),
         {size: tuple(rates[_key(*size)]) for size in wanted if _key(*size) in rates},
         **{name: rates[name] for name in ("stream", "draw", "call", "write", "read")},
-        elapsed=time.time() - process.create_time(),
         gpu=float(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else 0.0,
     )
 

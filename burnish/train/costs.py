@@ -225,7 +225,7 @@ def seconds(work: Work, micro_tokens: int, recompute: bool, machine: Machine, fi
     once = replace(work, batch_size=max(len(work.train), 1))
     refer = machine.pace * passing(work, mean_step(once, micro_tokens), False, False, machine, fit) + forward
     told = {
-        "start": machine.elapsed + 2 * work.shape.files / machine.read,
+        "start": 2 * work.shape.files / machine.read,
         **({"reference": refer} if work.refers else {}),
         "training": step * work.steps,
         "validation": work.validations * forward if len(work.validation) else 0.0,

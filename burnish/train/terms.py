@@ -137,7 +137,7 @@ class Work:
 class Machine:
     """A machine's rates and room, as `calibrate` measured them.
 
-    memory: bytes this process may come to hold.  resident: bytes it holds already.  elapsed: seconds since it began.
+    memory: bytes this process may come to hold.  resident: bytes it holds already.
     gpu: bytes of device memory, 0 without one.  disk: free bytes.
     products: floating-point operations a second of (forward, input gradient, weight gradient) by (inputs, outputs).
     stream: bytes a second through an element-wise operation.
@@ -155,7 +155,6 @@ class Machine:
     call: float = 2e-5
     write: float = 2e8
     read: float = 1e9
-    elapsed: float = 5.0
     gpu: float = 0.0
     pace: float = 1.0
     updates: float = 1.0
