@@ -19,6 +19,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from burnish.data.prepare import look, prepare
 from burnish.data.validate import BadRows
@@ -177,20 +178,20 @@ def mutant(seed: int, index: int) -> tuple[str, bytes, str]:
     """(file name, bytes, goal) of one spoilt file; the goal mostly fits its shape."""
     rng = random.Random(f"{seed} {index}")
     shape, kind = rng.choice(SHAPES), rng.choice(FORMATS)
-    rows: list[object] = list(_rows(rng, shape))
+    rows: list[Any] = list(_rows(rng, shape))
     if kind in ("json", "jsonl") and rng.random() < 0.5:
         for _ in range(rng.randint(1, 3)):
             at = rng.randrange(len(rows))
             if isinstance(rows[at], dict) and rows[at]:
-                rows[at] = _spoil_row(rows[at], rng)  # type: ignore[arg-type]
+                rows[at] = _spoil_row(rows[at], rng)
         limit = sys.get_int_max_str_digits()
         sys.set_int_max_str_digits(0)
         try:
-            data = _written(rows, kind, rng)  # type: ignore[arg-type]
+            data = _written(rows, kind, rng)
         finally:
             sys.set_int_max_str_digits(limit)
     else:
-        data = _written(rows, kind, rng)  # type: ignore[arg-type]
+        data = _written(rows, kind, rng)
         for _ in range(rng.choice([1, 1, 2, 4])):
             data = _spoil_bytes(data, rng)
     if rng.random() < 0.1:

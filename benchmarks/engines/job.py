@@ -57,7 +57,8 @@ class Job:
         from burnish.tokens.batch import Batches
 
         rows = self.read()
-        each = Batches([None] * len(rows), self.batch, 0, self.seed, self.pad)  # type: ignore[list-item]
+        blank: list[Any] = [None] * len(rows)  # the order hangs on their number alone
+        each = Batches(blank, self.batch, 0, self.seed, self.pad)
         return [rows[i] for step in range(1, self.steps + 1) for _, i in each.drawn(step)]
 
     def labels(self, row: Row) -> list[int]:
