@@ -1,26 +1,17 @@
-"""What a run will need: arithmetic by hand, known parameter counts, remedies that work, a run that was foretold."""
+"""What a run will need: arithmetic by hand, the choice of a micro-batch, remedies that work."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import tiny
-import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import burnish
-from burnish import kinds, taskfile
-from burnish.cli import main
-from burnish.models import base as models
-from burnish.models import load
-from burnish.models.base import Base, Head
-from burnish.train import costs, describe, estimate, memory, standard, tune
+from burnish import kinds
+from burnish.train import costs, estimate, standard
 from burnish.train.costs import FIT, Fit
 from burnish.train.terms import Linear, Machine, Rows, Shape, Side, Work
 
@@ -42,104 +33,6 @@ def work(lengths: tuple[int, ...] = (100, 200, 300, 60), blocks: int = 4, wide: 
     shape = Shape(size, size, 0, 4 * size, linears, side, calls=8 * blocks)
     told = rows(*lengths)
     return replace(Work(shape, told, told, 2, 10, 2, 2, 5 * int(told.ids.sum())), **own)
-
-
-# --- parameters ----------------------------------------------------------------------------------------------
-
-OPT = transformers.OPTConfig(
-    hidden_size=4096, ffn_dim=16384, num_hidden_layers=32, num_attention_heads=32, word_embed_proj_dim=4096
-)
-GPT3 = transformers.OPTConfig(
-    hidden_size=12288, ffn_dim=49152, num_hidden_layers=96, num_attention_heads=96, word_embed_proj_dim=12288
-)
-LLAMA3 = transformers.LlamaConfig(vocab_size=128256, intermediate_size=14336, num_key_value_heads=8)
-ROBERTA = transformers.RobertaConfig(
-    hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096, vocab_size=50265
-)
-DEBERTA = transformers.DebertaV2Config(
-    hidden_size=1536, num_hidden_layers=48, num_attention_heads=24, intermediate_size=6144, vocab_size=128100
-)
-
-
-@pytest.mark.parametrize(
-    ("config", "kind", "rank", "targets", "trained"),
-    [
-        (transformers.LlamaConfig(), "decoder", 8, ["q_proj", "v_proj"], 4_194_304),
-        (transformers.LlamaConfig(), "decoder", 16, [], 39_976_960),
-        (transformers.LlamaConfig(), "decoder", 64, [], 159_907_840),
-        (LLAMA3, "decoder", 16, [], 41_943_040),
-        (OPT, "decoder", 16, ["q_proj", "v_proj"], 8_388_608),
-        (ROBERTA, "encoder", 8, ["query", "value"], 786_432),
-        (DEBERTA, "encoder", 16, ["query_proj", "value_proj"], 4_718_592),
-        (GPT3, "decoder", 1, ["q_proj", "v_proj"], 4_718_592),
-        (GPT3, "decoder", 8, ["q_proj", "v_proj"], 37_748_736),
-    ],
-    ids=["llama-qv", "llama-16", "llama-64", "llama-3", "opt", "roberta", "deberta", "gpt3-1", "gpt3-8"],
-)
-def test_published_parameter_counts_come_out_without_weights(
-    config: Any, kind: Any, rank: int, targets: list[str], trained: int
-) -> None:
-    """Sources: LoRA paper tables 2 and 4, PEFT's documentation."""
-    base = Base("", Path("/nonexistent"), kind, config.to_dict(), 0, config.vocab_size, "")
-    task = taskfile.resolve({"lora": {"rank": rank, "targets": targets}})
-    told = describe.shape(describe.skeleton(base, Head("language"), "lora", task, config))
-    assert told.trained == trained
-    if config is OPT:
-        assert told.parameters == 6_666_862_592
-
-
-@pytest.mark.parametrize(("number", "parameters"), [(0, 134_515_008), (2, 494_032_768), (3, 1_235_814_400)])
-def test_well_known_bases_have_their_published_sizes(number: int, parameters: int) -> None:
-    assert standard.work(number, "full", 2).shape.parameters == parameters
-
-
-@pytest.mark.parametrize("rung", kinds.names("adapters"))
-def test_every_trained_rung_is_weighed_without_a_folder(rung: str) -> None:
-    assert costs.memory(standard.work(0, rung, 2), 512, True, MACHINE)["peak"] > MACHINE.resident
-
-
-def test_the_largest_known_bases_have_their_published_sizes() -> None:
-    told = {name: standard.work(number, "full", 2).shape.parameters for number, (name, *_) in enumerate(standard.SIZES)}
-    assert told["Llama 3.1 8B"] == 8_030_261_248
-    assert told["Llama 3.1 70B"] == 70_553_706_496
-    assert list(told.values()) == sorted(told.values())  # `largest` halves this list
-
-
-@pytest.mark.parametrize("rung", ["full", "lora"])
-@pytest.mark.parametrize("head", ["language", "classes", "number"])
-@pytest.mark.parametrize("kind", tiny.KINDS)
-def test_a_skeleton_counts_what_the_loaded_model_does(
-    kind: str, head: str, rung: str, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    base = models.inspect(str(tiny.folder(kind, tmp_path_factory)))
-    told = describe.shape(describe.skeleton(base, tiny.HEADS[head], rung, taskfile.resolve({})))
-    model = tiny.model(kind, head, tmp_path_factory, rung, None)  # dropout as shipped
-    assert told.parameters == load.count(model.hf.parameters())
-    assert told.trained == load.count(model.trainable().values())
-    assert told == describe.shape(model)
-
-
-def test_multiplications_are_the_weights_of_every_matrix_and_albert_goes_through_its_own_twice(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
-    llama = describe.shape(tiny.model("llama", "language", tmp_path_factory))
-    assert llama.multiplications == 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48)
-    albert = describe.shape(tiny.model("albert", "classes", tmp_path_factory))
-    assert [item.count for item in albert.linears if (item.inputs, item.outputs) == (32, 48)] == [2]
-
-
-def test_nothing_below_the_lowest_trained_layer_is_kept_or_run_backward(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
-    model = tiny.model("llama", "language", tmp_path_factory)
-    whole = describe.shape(model)
-    for name, value in model.hf.named_parameters():
-        value.requires_grad_("layers.1." in name)
-    top = describe.shape(model)
-    assert top.ids.kept == pytest.approx(whole.ids.kept / 2, rel=0.1)  # and the last norm
-    assert (top.ids.reached, whole.ids.reached) == (0.5, 1.0)
-    assert top.ids.widths == whole.ids.widths
-    assert {item.count for item in top.linears if not item.backward} == {1, 2}
 
 
 # --- arithmetic ----------------------------------------------------------------------------------------------
@@ -241,6 +134,11 @@ def test_more_never_needs_less(lengths: list[int], blocks: int, cut: int, recomp
     kept, saved = (needs(one, cut, again) for again in (False, True))
     assert saved[1] >= kept[1]
     assert saved[0] <= kept[0] or blocks < 4
+
+
+@pytest.mark.parametrize("rung", kinds.names("adapters"))
+def test_every_trained_rung_is_weighed_without_a_folder(rung: str) -> None:
+    assert costs.memory(standard.work(0, rung, 2), 512, True, MACHINE)["peak"] > MACHINE.resident
 
 
 # --- the choice and the remedies -------------------------------------------------------------------------------
@@ -346,115 +244,3 @@ def test_a_larger_machine_tunes_a_larger_base() -> None:
     assert sizes == sorted(sizes)
     assert (found[0].name, found[-1].name) == ("", standard.SIZES[-1][0])
     assert all(one.peak * (1 + FIT.memory) <= room for one, room in zip(found, rooms, strict=True))
-
-
-# --- plan and run ----------------------------------------------------------------------------------------------
-
-
-def task_file(folder: Path, base: Path, method: str, **train: Any) -> str:
-    """A task on rows of differing lengths."""
-    words = ["amber", "brook", "cedar", "delta", "ember", "frost", "grove", "heron", "ivory", "onyx", "pearl"]
-    told = []
-    for number in range(40):
-        text = " ".join(words[(number * step) % 11] for step in range(1, 3 + number % 9))
-        label = ("good", "bad")[number % 2]
-        told.append({"text": f"{text} {number}"} | ({"label": label} if method == "classify" else {}))
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in told))
-    goal = {"classify": "classify", "selfsupervised": "write"}[method]
-    values = {
-        "goal": {"task": goal},
-        "data": {"files": ["rows.jsonl"], "near_duplicates": 0, "on_problem": "drop"},
-        "base": {"name": str(base)},
-        "method": {"kind": method},
-        "train": {"epochs": 1.5, "batch_size": 4, "precision": "fp32", **train},
-    }
-    path = folder / "task.yaml"
-    path.write_text(json.dumps(values))  # JSON is YAML
-    return str(path)
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("BURNISH_HOME", str(tmp_path / "home"))
-    return tmp_path
-
-
-@pytest.mark.parametrize(
-    ("kind", "method"), [("llama", "classify"), ("bert", "selfsupervised"), ("t5", "selfsupervised")]
-)
-def test_a_plan_tells_the_tokens_steps_and_parameters_of_the_run(
-    kind: str, method: str, home: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    path = task_file(home, tiny.folder(kind, tmp_path_factory), method)
-    planned = burnish.plan(path, rung="lora")["rungs"]["lora"]
-    events: list[Any] = []
-    burnish.train(path, rung="lora", say=lambda _, event: events.append(event))
-    first, last = events[0], events[-1]
-    assert first.kind == "started"
-    needs = first.numbers["needs"]
-    for name in ("parameters", "trained", "tokens", "steps"):
-        assert planned[name] == needs[name]
-        assert planned[name]["low"] == planned[name]["high"]
-    assert planned["tokens"]["value"] == last.numbers["tokens"]
-    assert planned["rows"] == first.numbers["tokens"]
-    assert planned["steps"]["value"] == last.step == first.numbers["steps"]
-    assert planned["parameters"]["value"] == first.numbers["parameters"]
-    assert planned["trained"]["value"] == first.numbers["trained"]
-    assert (planned["micro_tokens"], planned["recompute"]) == (needs["micro_tokens"], needs["recompute"])
-
-
-def test_a_plan_that_does_not_fit_exits_with_1_and_says_what_would(
-    home: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    from burnish import workflow
-
-    path = task_file(home, tiny.folder("llama", tmp_path_factory), "classify")
-    assert main.run(["plan", path, "--rung", "full"], workflow) == 0
-    monkeypatch.setattr(memory, "free", lambda: -(1 << 40))
-    assert main.run(["plan", path, "--rung", "full", "--json"], workflow) == 1
-    told = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert told["rungs"]["full"]["verdict"] == "does not fit"
-
-
-def test_a_run_that_does_not_fit_is_warned_of_and_one_that_is_begun_is_cut_as_it_was(
-    home: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = task_file(home, tiny.folder("llama", tmp_path_factory), "classify", max_steps=4, save_every=1)
-    told = estimate.estimate
-    cuts: list[int] = []
-
-    def scarce(run: Work, machine: Machine, *others: Any) -> Any:
-        made = replace(told(run, machine, *others), verdict="does not fit", micro_tokens=64 + 64 * len(cuts))
-        cuts.append(made.micro_tokens)
-        return made
-
-    monkeypatch.setattr(estimate, "estimate", scarce)
-    events: list[Any] = []
-
-    def stop(_: str, event: Any) -> None:
-        events.append(event)
-        if event.kind == "saved":
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        burnish.train(path, rung="lora", say=stop)
-    assert any("does not fit" in str(event.numbers.get("text")) for event in events)
-    first = cuts[-1]
-    seen: list[int] = []
-    made = tune.Run
-
-    def noting(*given: Any, **named: Any) -> Any:
-        seen.append(given[5].micro_tokens)
-        return made(*given, **named)
-
-    monkeypatch.setattr(tune, "Run", noting)
-    burnish.train(path, rung="lora")
-    assert cuts[-1] != first
-    assert seen == [first]
-
-
-def test_every_trained_rung_can_be_planned(tmp_path_factory: pytest.TempPathFactory) -> None:
-    base = models.inspect(str(tiny.folder("llama", tmp_path_factory)))
-    for rung in kinds.names("adapters"):
-        told = describe.shape(describe.skeleton(base, Head("language"), rung, taskfile.resolve({})))
-        assert 0 < told.trained <= told.parameters
