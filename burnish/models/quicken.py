@@ -33,7 +33,7 @@ def install(hf: nn.Module, proven: Proven | None = None) -> dict[str, int]:
     compute the same (Gemma's 1 + weight, a partial rotation, another activation) is left alone.  A model without
     weights has nothing to try: its modules are taken at their names.  proven: what is known of classes, added to.
     """
-    bare = any(value.is_meta for value in hf.parameters())
+    bare = any(value.is_meta and not hasattr(value, "place") for value in hf.parameters())
     done = dict.fromkeys((name for name, *_ in STEPS), 0)
     proven = {} if proven is None else proven
     for module in hf.modules():

@@ -47,6 +47,23 @@ def test_what_is_filled_is_an_ordinary_load(kind, head, tmp_path_factory):
     assert names[0] == names[1]  # tied as before
 
 
+def test_a_module_that_computes_otherwise_is_left_alone_although_its_weights_are_not_there(tmp_path):
+    """Gemma's norm has the name of Llama's and multiplies by 1 + weight: it is tried, and not taken at its name."""
+    ids = tiny.write_tokenizer("llama", tmp_path)
+    config = transformers.GemmaConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        intermediate_size=64,
+        vocab_size=len(ids),
+    )
+    transformers.GemmaForCausalLM(config).save_pretrained(tmp_path)
+    told = [quicken.install(model.hf) for model in both(tmp_path)]
+    assert told == [{"norm": 0, "gated": 0, "gelu": 0, "attention": 2}] * 2
+
+
 @pytest.mark.parametrize("rung", ["lora", "dora", "prompt-tuning", "partial"])
 def test_adapters_are_put_on_weights_that_are_not_there_yet(rung, tmp_path_factory):
     made = both(tiny.folder("llama", tmp_path_factory))
