@@ -60,8 +60,8 @@ def ours(job: Job, clock: Clock, pairs: list[Pair]) -> dict[str, Any]:
     from burnish.tokens.batch import Batches
     from burnish.tokens.rows import Tokens
     from burnish.train import loop, optim, reference
-    from burnish.train.plan import plan
     from burnish.train.run import Run
+    from burnish.train.timetable import timetable
 
     found, adapter = base.inspect(job.model), kinds.load("adapters", "lora")
     precision = optim.DTYPES[optim.precision("auto", placement.best())]
@@ -82,7 +82,7 @@ def ours(job: Job, clock: Clock, pairs: list[Pair]) -> dict[str, Any]:
         method,
         method.Settings(),
         settings,
-        plan(settings, len(rows), found.width, adapter.RATE),
+        timetable(settings, len(rows), found.width, adapter.RATE),
         Batches(rows, BATCH, PACK, 0, 0, packed=made.packs, shared=made.shares and job.how["shared"]),
         None,
         Path(tempfile.mkdtemp()) / "checkpoints",

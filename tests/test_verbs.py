@@ -12,9 +12,9 @@ workflow.train = workflow.evaluate = lambda task: task
 sys.modules["burnish.workflow"] = workflow
 import burnish
 burnish.workflow = workflow
-from burnish.train import plan
+from burnish.train import timetable
 from burnish.evaluate import plain
 assert burnish.train("a") == burnish.evaluate("a") == "a"
-assert plan.Plan and "torch" not in sys.modules
+assert timetable.Timetable and "torch" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -26,7 +26,7 @@ from burnish.tokens import tokenizer as tokenizers
 from burnish.tokens.batch import Batches, collate
 from burnish.tokens.rows import Tokens
 from burnish.train import loop
-from burnish.train.plan import plan
+from burnish.train.timetable import timetable
 
 KINDS = ("llama", "gpt2", "bert", "albert", "bart", "t5")
 DECODERS, ENCODERS, PAIRS = ("llama", "gpt2"), ("bert", "albert"), ("bart", "t5")
@@ -308,13 +308,13 @@ def run(
         )
         for n in (5, 6)
     )
-    planned = plan(settings, len(batches.rows), 32, 1e-3)
+    times = timetable(settings, len(batches.rows), 32, 1e-3)
     return loop.Run(
         made,
         module,
         module.Settings(**(own or {})),
         settings,
-        planned,
+        times,
         batches,
         held if validation else None,
         into,

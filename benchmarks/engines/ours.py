@@ -19,8 +19,8 @@ def train(job: Job, clock: Clock) -> None:
     from burnish.tokens.batch import Batches
     from burnish.tokens.rows import Tokens
     from burnish.train import loop, optim
-    from burnish.train.plan import plan
     from burnish.train.run import Run
+    from burnish.train.timetable import timetable
 
     found = base.inspect(job.model)
     head = base.Head("classes", ("a", "b", "c", "d")) if job.classify else base.Head("language")
@@ -57,7 +57,7 @@ def train(job: Job, clock: Clock) -> None:
         method,
         method.Settings(),
         settings,
-        plan(settings, len(told), found.width, adapter.RATE),
+        timetable(settings, len(told), found.width, adapter.RATE),
         Batches(told, settings.batch_size, job.pack, job.seed, 0, packed=made.packs),
         None,
         Path(tempfile.mkdtemp()) / "checkpoints",

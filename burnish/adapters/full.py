@@ -9,7 +9,7 @@ from burnish.adapters._whole import disabled, merge, save, stored, tensors
 from burnish.models.model import Model
 
 COST = 60  # where this rung stands on the ladder, cheapest first
-RATE = 5e-5  # learning rate at hidden size 2000 (see train/plan.py)
+RATE = 5e-5  # learning rate at hidden size 2000 (see train/timetable.py)
 CARRIES_BASE = True  # its artifact holds all weights
 MERGES = True  # it can become a model of the base's own form
 

@@ -25,8 +25,8 @@ from burnish.tokens.batch import Batches
 from burnish.tokens.rows import Tokens
 from burnish.train import keeps, optim
 from burnish.train.keeps import Kept
-from burnish.train.plan import Plan
 from burnish.train.terms import At, Linear, Rows, Shape, Side, Work
+from burnish.train.timetable import Timetable
 
 NOWHERE = 1 << 30  # no block
 EXACT = 20_000  # rows whose noise is drawn to count its tokens; of more, so many stand for all
@@ -259,7 +259,7 @@ def rows(tokens: Sequence[Tokens], label: bool = False) -> Rows:
 def work(
     model: Model,
     task: Task,
-    planned: Plan,
+    timetable: Timetable,
     train: Batches,
     validation: Batches,
     splits: bool,
@@ -268,16 +268,16 @@ def work(
 ) -> Work:
     """A run as far as cost goes, its tokens counted from the very rows that each step will draw."""
     settings, label = task.train, model.head.kind != "language"
-    tokens, exact = drawn(train, planned.steps)
+    tokens, exact = drawn(train, timetable.steps)
     element = 4 if optim.precision(settings.precision, device) == "fp32" else 2
     return Work(
         shape(model, small, element=element),
         rows(noised(train), label),
         rows(noised(validation), label),
         settings.batch_size,
-        planned.steps,
-        len(range(planned.evaluate_every, planned.steps, planned.evaluate_every)) + 1 if validation.rows else 0,
-        len(range(planned.save_every, planned.steps, planned.save_every)) + 1,
+        timetable.steps,
+        len(range(timetable.evaluate_every, timetable.steps, timetable.evaluate_every)) + 1 if validation.rows else 0,
+        len(range(timetable.save_every, timetable.steps, timetable.save_every)) + 1,
         tokens,
         exact,
         settings.micro_tokens,

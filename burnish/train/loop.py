@@ -30,14 +30,14 @@ GROUPS = ("weights", "optimizer", "best")  # of a checkpoint's tensors
 
 
 def fit(run: Run) -> Iterator[Event]:
-    """Train to the plan's end, to early stopping, or until a stop is asked for; then the model holds the best weights.
+    """Train to the last step, to early stopping, or until a stop is asked for; then the model holds the best weights.
 
     A killed run goes on from its newest checkpoint that verifies and ends with bit-identical weights.  Trained weights
     are in float32 when it ends.
     Raises TrainError when a loss or gradient is not finite, before it can reach a weight, or when memory does not hold
     one row.
     """
-    model, settings, plan, ranks = run.model, run.settings, run.plan, run.ranks
+    model, settings, timetable, ranks = run.model, run.settings, run.timetable, run.ranks
     ranks.settle(model)
     masters = Masters(model.hf, model.trainable(), run.precision)
     optimizer = optim.build(masters.values, settings)
@@ -48,7 +48,7 @@ def fit(run: Run) -> Iterator[Event]:
     state.seconds += referring
     began = time.monotonic() - state.seconds
     model.train()
-    for step in range(state.step + 1, plan.steps + 1):
+    for step in range(state.step + 1, timetable.steps + 1):
         if state.done:
             break
         clock = time.monotonic()
@@ -67,12 +67,12 @@ def fit(run: Run) -> Iterator[Event]:
                 "tokens": tokens,
                 "tokens_per_second": tokens / max(time.monotonic() - clock, 1e-9),
                 "memory": psutil.Process().memory_info().rss,
-                "steps": plan.steps,
-                "epoch": step / plan.per_epoch,
+                "steps": timetable.steps,
+                "epoch": step / timetable.per_epoch,
             },
         )
-        last = step == plan.steps
-        if run.validation is not None and (last or step % plan.evaluate_every == 0):
+        last = step == timetable.steps
+        if run.validation is not None and (last or step % timetable.evaluate_every == 0):
             value = yield from memory.within(partial(_validation_loss, run), run.smaller)
             yield _judged(run, masters, value, began)
         if last:
@@ -80,7 +80,7 @@ def fit(run: Run) -> Iterator[Event]:
         elif settings.patience and state.stale >= settings.patience:
             state.done = f"no improvement in {state.stale} validations"
         stopping = ranks.sum(store.stop_requested())[0] > 0
-        if state.done or stopping or step % plan.save_every == 0:
+        if state.done or stopping or step % timetable.save_every == 0:
             yield _saved(run, masters, optimizer, began)
         if stopping and not state.done:
             yield Event("stopped", step, state.seconds, {"reason": "a stop was asked for; saved"})
@@ -120,7 +120,7 @@ def update(
     norm = run.ranks.whole(gradients).item()
     if not math.isfinite(loss) or not math.isfinite(norm):
         raise _not_finite(step, micro, loss)
-    rate = optim.rate(step, run.plan.steps, settings, run.plan.peak)
+    rate = optim.rate(step, run.timetable.steps, settings, run.timetable.peak)
     for group in optimizer.param_groups:
         group["lr"] = rate
     masters.step(optimizer)

@@ -27,10 +27,10 @@ from burnish.task import Task
 from burnish.tokens.batch import Batches
 from burnish.train import calibrate, costs, describe, loop, memory, optim
 from burnish.train.optim import Masters
-from burnish.train.plan import Plan
 from burnish.train.reference import Referred
 from burnish.train.run import Run
 from burnish.train.terms import Machine, Work
+from burnish.train.timetable import Timetable
 
 EACH = 0.4  # seconds that a step is to take
 LONGEST = 1.5  # a step that would take longer is left to the arithmetic, which is good at large products
@@ -51,7 +51,7 @@ class Trial:
     task: Task
     method: ModuleType
     settings: Any
-    plan: Plan
+    timetable: Timetable
     batches: Batches
 
 
@@ -192,5 +192,5 @@ def _run(trial: Trial, work: Work, cut: tuple[int, bool], config: Any) -> Run:
     batches = replace(batches, packed=model.packs, shared=isinstance(batches.rows, Referred) and model.shares)
     dtype = torch.bfloat16 if work.element == 2 else torch.float32
     return Run(
-        model, trial.method, trial.settings, train, trial.plan, batches, None, Path(), {}, dtype, recompute=cut[1]
+        model, trial.method, trial.settings, train, trial.timetable, batches, None, Path(), {}, dtype, recompute=cut[1]
     )

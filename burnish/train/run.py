@@ -1,6 +1,6 @@
 """What a training run is made of, what it remembers, and what it gives up when memory runs out.
 
-In: a model, a method, batches and a Plan.  Out: the Run that the loop works with; its Progress is saved with every
+In: a model, a method, batches and a Timetable.  Out: the Run that the loop works with; its Progress is saved with every
 checkpoint.
 """
 
@@ -22,7 +22,7 @@ from burnish.records import Event
 from burnish.task import Train
 from burnish.tokens.batch import Batch, Batches
 from burnish.train.distributed import Ranks
-from burnish.train.plan import Plan
+from burnish.train.timetable import Timetable
 
 
 @dataclass
@@ -57,7 +57,7 @@ class Run:
     method: ModuleType
     method_settings: Any
     settings: Train
-    plan: Plan
+    timetable: Timetable
     batches: Batches
     validation: Batches | None
     folder: Path

@@ -36,10 +36,10 @@ from burnish.tokens.tokenizer import Tokenizer
 from burnish.train import calibrate, checkpoint, describe, estimate, loop, memory, optim, rehearse, states
 from burnish.train.distributed import Ranks
 from burnish.train.estimate import Estimate
-from burnish.train.plan import Plan, plan
 from burnish.train.rehearse import Trial
 from burnish.train.run import Run
 from burnish.train.terms import Machine, Work
+from burnish.train.timetable import Timetable, timetable
 
 LIGHTER = ("qlora", "lora", "full")  # rungs of one kind by what they need, least first
 
@@ -84,13 +84,13 @@ def tune(job: Job) -> Iterator[Event]:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A job before any weight is read: its rows as tokens, its Plan, and its batches (not yet cut for a machine)."""
+    """A job before any weight is read: rows as tokens, its Timetable, and its batches (not yet cut for a machine)."""
 
     train: Encoded
     held: Encoded
     method: ModuleType
     settings: Any
-    plan: Plan
+    timetable: Timetable
     batches: Batches
     validation: Batches
 
@@ -113,8 +113,8 @@ def prepare(job: Job) -> Prepared:
         Batches(part.tokens, settings.batch_size, settings.micro_tokens, settings.seed, pad, corrupt)
         for part in (train, held)
     )
-    planned = plan(settings, len(train.tokens), job.base.width, kinds.load("adapters", job.rung).RATE)
-    return Prepared(train, held, method, own, planned, batches, validation)
+    table = timetable(settings, len(train.tokens), job.base.width, kinds.load("adapters", job.rung).RATE)
+    return Prepared(train, held, method, own, table, batches, validation)
 
 
 def needs(job: Job, prepared: Prepared) -> Estimate:
@@ -127,7 +127,7 @@ def needs(job: Job, prepared: Prepared) -> Estimate:
         return describe.work(
             model,
             job.task,
-            prepared.plan,
+            prepared.timetable,
             prepared.batches,
             prepared.validation,
             job.contract.too_long == "split",
@@ -149,7 +149,7 @@ def needs(job: Job, prepared: Prepared) -> Estimate:
             job.task,
             prepared.method,
             prepared.settings,
-            prepared.plan,
+            prepared.timetable,
             prepared.batches,
         )
         machine = rehearse.paced(trial, own, machine, (told.micro_tokens, told.recompute))
@@ -218,7 +218,7 @@ def _tune(job: Job) -> Iterator[Event]:
         prepared.method,
         prepared.settings,
         settings,
-        prepared.plan,
+        prepared.timetable,
         batches,
         validation if validation.rows else None,
         job.folder / "checkpoints",
@@ -240,7 +240,7 @@ def _tune(job: Job) -> Iterator[Event]:
         "tokens": prepared.train.count.to_json(),
         "precision": precision,
         "needs": needed.to_json(),
-        **prepared.plan.to_json(),
+        **prepared.timetable.to_json(),
     }
     log = job.folder / "events.jsonl"
     yield Event("started", 0, 0.0, started)
@@ -275,7 +275,7 @@ def _tune(job: Job) -> Iterator[Event]:
         "method": job.method,
         "rows": prepared.train.count.rows,
         "seed": settings.seed,
-        "learning_rate": prepared.plan.peak,
+        "learning_rate": prepared.timetable.peak,
         "stopped": run.progress.done,
         "columns": dict(job.columns),
     }

@@ -15,8 +15,8 @@ from burnish.models.base import Head
 from burnish.tokens.batch import Batches
 from burnish.tokens.rows import Tokens
 from burnish.train import calibrate, costs, describe, estimate, loop, rehearse
-from burnish.train.plan import plan
 from burnish.train.rehearse import Trial
+from burnish.train.timetable import timetable
 
 CUT = 2048, False
 PAIRS = [("llama", "full"), ("gpt2", "lora"), ("llama", "qlora"), ("bert", "full"), ("t5", "lora"), ("bart", "full")]
@@ -36,12 +36,12 @@ def made(tmp_path_factory, tmp_path, monkeypatch):
         rows = [row(draw.integers(5, 30), kind in tiny.PAIRS, head, number) for number in range(40)]
         batches = Batches(rows, 8, 0, 0, 0)
         method = kinds.load("methods", method)
-        planned = plan(task.train, len(rows), base.width, 1e-3)
-        trial = Trial(base, head, rung, task, method, method.Settings(), planned, batches)
+        times = timetable(task.train, len(rows), base.width, 1e-3)
+        trial = Trial(base, head, rung, task, method, method.Settings(), times, batches)
         short = describe.skeleton(base, head, rung, task)
         cpu = torch.device("cpu")
         held = replace(batches, rows=rows[:4])
-        work = describe.work(short, task, planned, batches, held, False, cpu, describe.quantised(rung))
+        work = describe.work(short, task, times, batches, held, False, cpu, describe.quantised(rung))
         return trial, work, calibrate.machine(work.shape, work.element, cpu)
 
     return make

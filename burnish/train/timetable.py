@@ -1,6 +1,6 @@
 """How many steps, how often to look, at which rate: decided before the first step and written down.
 
-In: the task's train section, the number of rows and the model's width.  Out: a Plan; nothing here changes later.
+In: the task's train section, the number of rows and the model's width.  Out: a Timetable; nothing here changes later.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from burnish.task import Train
 
 
 @dataclass(frozen=True)
-class Plan:
+class Timetable:
     """A run's numbers.  evaluate_every, save_every, steps: optimizer steps.  peak: largest learning rate."""
 
     steps: int
@@ -26,8 +26,8 @@ class Plan:
         return asdict(self)
 
 
-def plan(settings: Train, rows: int, width: int, rung_rate: float) -> Plan:
-    """The Plan of a run over `rows` training rows.
+def timetable(settings: Train, rows: int, width: int, rung_rate: float) -> Timetable:
+    """The Timetable of a run over `rows` training rows.
 
     Without a learning_rate, the peak is the rung's rate at hidden size 2000, times (2000 / width) ** 0.78: wider
     models want smaller steps (Schulman et al. 2025, LoRA Without Regret, their fit over Llama models); never above
@@ -39,4 +39,4 @@ def plan(settings: Train, rows: int, width: int, rung_rate: float) -> Plan:
         steps = min(steps, settings.max_steps) if settings.epochs else settings.max_steps
     every = settings.evaluate_every or max(math.ceil(per_epoch / 4), math.ceil(steps / 40))
     peak = settings.learning_rate or min(rung_rate * (2000 / width) ** 0.78, max(rung_rate, 1e-3))
-    return Plan(steps, per_epoch, every, settings.save_every or every, peak)
+    return Timetable(steps, per_epoch, every, settings.save_every or every, peak)
