@@ -210,11 +210,11 @@ def _auto(base: Base, head: Head) -> str:
 
 
 def count(parameters: Sequence[nn.Parameter] | Any) -> int:
-    """How many numbers, shared parameters once."""
+    """How many numbers parameters hold, a shared one counted once."""
     return sum(value.numel() for value in {id(item): item for item in parameters}.values())
 
 
-def size(hf: nn.Module) -> int:
-    """How many numbers a model has, those in 4 bits too."""
+def count_whole(hf: nn.Module) -> int:
+    """How many parameters a model has, those in 4 bits too, whose packed bytes are no parameters."""
     small = quantize.layers(hf).values()
     return count(hf.parameters()) + sum(item.in_features * item.out_features for item in small)

@@ -233,7 +233,7 @@ def _tune(job: Job) -> Iterator[Event]:
     started = {
         "phase": job.rung,
         "method": job.method,
-        "parameters": load.size(model.hf),
+        "parameters": load.count_whole(model.hf),
         "trained": trained,
         "rows": prepared.train.count.rows,
         "dropped": prepared.dropped,

@@ -46,7 +46,7 @@ def test_every_linear_layer_but_the_output_is_in_4_bits(kind, count, tmp_path_fa
     model = stirred(kind, tmp_path_factory)
     assert len(quantize.layers(model.hf)) == count == len(_lora.layers(model))
     assert isinstance(model.hf.get_output_embeddings(), nn.Linear)
-    assert load.size(model.hf) - load.count(model.trainable().values()) == load.size(
+    assert load.count_whole(model.hf) - load.count(model.trainable().values()) == load.count_whole(
         load.load(model.base, tiny.HEADS["language"]).hf
     )
 
