@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from burnish.errors import BurnishError, TrainError
+from burnish.errors import ArtifactError, BurnishError, TrainError
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,80}")
 
@@ -113,13 +113,32 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     return count
 
 
+def read_json(path: Path, kind: type[Any] = dict) -> Any:
+    """What Burnish wrote to a file, an empty `kind` (dict or list) where none is; raises ArtifactError on damage."""
+    return _parsed(path.read_bytes(), kind, path) if path.exists() else kind()
+
+
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a file that Burnish wrote; a torn last line (a kill while appending) is left out."""
-    with path.open(encoding="utf-8") as stream:
-        for line in stream:
-            if not line.endswith("\n"):
+    """Rows of a file that Burnish wrote; a torn last line (a kill while appending) is left out.
+
+    Raises ArtifactError at a line that is damaged.
+    """
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, 1):
+            if not line.endswith(b"\n"):
                 return
-            yield json.loads(line)
+            yield _parsed(line, dict, path, number)
+
+
+def _parsed(data: bytes, kind: type[Any], path: Path, line: int = 0) -> Any:
+    try:
+        told = json.loads(data)
+    except (ValueError, RecursionError):
+        told = None
+    if not isinstance(told, kind):
+        what, where = f"{path.name} is damaged", f"{path} line {line}" if line else str(path)
+        raise ArtifactError(what, where, "restore it, or remove it and give the same command again")
+    return told
 
 
 def append_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

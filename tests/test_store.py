@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from burnish import store
-from burnish.errors import BurnishError, TrainError
+from burnish.errors import ArtifactError, BurnishError, TrainError
 
 ROWS: list[dict[str, Any]] = [{"a": 1, "text": "naïve ⟨x⟩"}, {"a": None}]
 WRITES: dict[str, Callable[[Path], object]] = {
@@ -69,6 +69,20 @@ def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
     with path.open("ab") as stream:
         stream.write(b'{"a": 3, "te')
     assert list(store.read_jsonl(path)) == ROWS
+
+
+@pytest.mark.parametrize("bad", [b"{\n", b"7\n", b"\xff\n", b"[" * 10**6 + b"\n"], ids=["cut", "kind", "text", "deep"])
+def test_what_is_damaged_is_named(tmp_path: Path, bad: bytes) -> None:
+    path = tmp_path / "rows.json"
+    assert (store.read_json(path), store.read_json(path, list)) == ({}, [])
+    path.write_bytes(bad)
+    with pytest.raises(ArtifactError, match=r"rows.json is damaged") as raised:
+        store.read_json(path)
+    assert raised.value.where == str(path)
+    path.write_bytes(b'{"a": 1}\n' + bad)
+    with pytest.raises(ArtifactError, match=r"rows.json is damaged") as raised:
+        list(store.read_jsonl(path))
+    assert raised.value.where == f"{path} line 2"
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", "A", "a..b", ".hidden"])

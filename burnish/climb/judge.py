@@ -6,7 +6,6 @@ Which pair of rungs the verdict speaks of is decided on validation rows, before 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -256,9 +255,7 @@ class Asker:
 
 def kept_with(predictions: Path) -> dict[str, Any]:
     """What is known of kept predictions besides themselves; {} where there are none."""
-    path = predictions.with_suffix(".json")
-    told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return told
+    return store.read_json(predictions.with_suffix(".json"))
 
 
 def _learning(
@@ -297,7 +294,7 @@ def publish(told: Report, folder: Path, rows: Sequence[Example], suite: str, tra
     store.write_text(folder / f"{name}.html", report.html(told, rows, predictions, train))
     for rung in told.rungs:
         if rung.artifact and suite == "test":
-            files = json.loads((Path(rung.artifact) / "artifact.json").read_text(encoding="utf-8"))["files"]
+            files = store.read_json(Path(rung.artifact) / "artifact.json")["files"]
             facts = replace(card.facts_of(told, rung), files=files)
             store.write_text(Path(rung.artifact) / "README.md", card.card(told, rung, facts))
     return told

@@ -60,6 +60,4 @@ def _ledger() -> list[dict[str, Any]]:
 
 
 def _state(folder: Path, suite: str) -> dict[str, Any]:
-    path = folder / f"opening-{suite}.json"
-    told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return told
+    return store.read_json(folder / f"opening-{suite}.json")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -43,7 +42,7 @@ def climb(task: Task, again: bool, say: Say, seeds: int = 1, search: int = 0, cu
         return loaded[0]
 
     path = ladder.folder / "sittings.json"  # seconds of each: what is found done was paid for before
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() and not again else []
+    before = [] if again else store.read_json(path, list)
 
     def taken() -> float:
         """Seconds of all sittings, kept after every rung: a killed sitting counts up to its last one."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -259,9 +258,11 @@ def _forget(folder: Path) -> None:
 def finished(folder: Path) -> RungResult | None:
     """A rung's result if it was made and its artifact still verifies."""
     try:
-        told = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        told = store.read_json(folder / "result.json")
         artifact = artifacts.load(folder / "artifact").folder  # not as it was written: a home may be moved
-    except (OSError, ValueError, KeyError, BurnishError):
+    except (OSError, BurnishError):
+        return None
+    if not told:
         return None
     return RungResult(
         told["rung"],

@@ -7,7 +7,6 @@ grid of learning rate x epochs the trials are that grid's, beyond it optuna's (T
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
@@ -73,7 +72,7 @@ def searched(job: Job, trials: int, train: Train) -> RungResult:
 def _trial(one: Job, train: Train, pruner: _Pruner | None) -> tuple[list[tuple[int, float]], RungResult | None]:
     """What a trial's validations said, and its result (None: pruned, also in an earlier sitting)."""
     path = one.folder / "trial.json"
-    if path.exists() and (told := json.loads(path.read_text(encoding="utf-8")))["pruned"]:
+    if (told := store.read_json(path)).get("pruned"):
         return [(step, loss) for step, loss in told["seen"]], None
     result = train(one, pruner or (lambda event: False))
     shutil.rmtree(one.folder / "checkpoints", ignore_errors=True)

@@ -23,7 +23,7 @@ from burnish.data import readers
 from burnish.data.look import KEPT, Guess, look
 from burnish.data.preparation import Preparation
 from burnish.data.split import NAMES, TEST, TRAIN, VALIDATION
-from burnish.errors import DataError
+from burnish.errors import ArtifactError, DataError
 from burnish.records import Example, Problem
 from burnish.task import Task
 
@@ -115,7 +115,7 @@ def _finished(out: Path, fingerprint: str) -> Prepared | None:
         if any((out / f"{name}.jsonl").stat().st_size != card["bytes"][name] for name in NAMES):
             return None
         problems = [Problem(**row) for row in islice(store.read_jsonl(out / "problems.jsonl"), KEPT)]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, ArtifactError):
         return None
     return _prepared(out, card, problems)
 
