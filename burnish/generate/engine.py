@@ -18,7 +18,7 @@ from torch import Tensor
 
 from burnish.generate import shared
 from burnish.generate.packed import TOGETHER
-from burnish.generate.shared import Prefix, Tree
+from burnish.generate.shared import Behind, Prefix, Tree
 from burnish.models.model import Model
 from burnish.models.quicken import answering
 from burnish.tokens.batch import by_budget, collate, join, pack
@@ -72,7 +72,7 @@ def likelihood(model: Model, rows: Sequence[Tokens], budget: int, pad: int = 0) 
         prefix = shared.read(model, rows[scored[0]].ids[:size].tolist())
         own = [rows[i].ids[size : asked[i][-1] + 1] for i in scored]
         places = [asked[i] - size for i in scored]
-        for group, said in shared.passes(model, prefix, own, places, budget, pad=pad):
+        for group, said in shared.passes(model, Behind(prefix, own, places, pad=pad), budget):
             wanted = np.concatenate([rows[scored[j]].ids[asked[scored[j]] + 1] for j in group])
             odds = said.odds(torch.arange(len(said)), torch.from_numpy(wanted).long())
             for j, part in zip(group, odds.split([len(places[j]) for j in group]), strict=True):
@@ -168,7 +168,7 @@ def continuations(
     own = [row[size:] for row in rows]
     ends = [np.array([len(row) - 1]) for row in own]
     scores: dict[int, np.ndarray] = {}
-    for group, said in shared.passes(model, prefix, own, ends, budget, trees, pad):
+    for group, said in shared.passes(model, Behind(prefix, own, ends, trees, pad), budget):
         scores |= zip(group, shared.scores([trees[i] for i in group], said), strict=True)
     return [scores[i] for i in range(len(rows))]
 
@@ -326,7 +326,8 @@ def _alone(model: Model, row: Tokens, new: Sequence[int], pad: int) -> Tensor:
         ids = torch.tensor([[model.start_id, *new]], device=model.device)
         return model.hf(input_ids=source, decoder_input_ids=ids, use_cache=False).logits[0, -1]
     whole = np.append(row.ids, np.asarray(new, np.int32))
-    ((_, told),) = shared.passes(model, shared.NOTHING, [whole], [np.array([len(whole) - 1])], 1, pad=pad)
+    rows = Behind(shared.NOTHING, [whole], [np.array([len(whole) - 1])], pad=pad)
+    ((_, told),) = shared.passes(model, rows, 1)
     return told.logits()[0]
 
 

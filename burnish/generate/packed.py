@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from burnish.generate.behind import Behind
 from burnish.generate.places import Places
-from burnish.generate.prefix import Prefix
-from burnish.generate.tree import Blocks, Tree
+from burnish.generate.tree import Blocks
 from burnish.models import attention, kernels
 from burnish.models.branches import WIDE, Branches
 from burnish.models.layout import rounded
@@ -30,19 +30,11 @@ def fits(model: Model) -> bool:
     return known and model.takes_positions
 
 
-def groups(
-    model: Model,
-    prefix: Prefix,
-    own: Sequence[np.ndarray],
-    asked: Sequence[np.ndarray],
-    trees: Sequence[Tree],
-    budget: int,
-) -> Iterator[list[int]]:
+def groups(model: Model, rows: Behind, budget: int) -> Iterator[list[int]]:
     """Rows as they come, in packs of at most `budget` ids."""
     group: list[int] = []
     filled = 0
-    for i, (row, tree) in enumerate(zip(own, trees, strict=True)):
-        size = len(row) + len(tree)
+    for i, size in enumerate(rows.sizes):
         if group and filled + size > min(budget, TOGETHER):
             yield group
             group, filled = [], 0
@@ -52,30 +44,24 @@ def groups(
         yield group
 
 
-def run(
-    model: Model,
-    prefix: Prefix,
-    own: Sequence[np.ndarray],
-    asked: Sequence[np.ndarray],
-    trees: Sequence[Tree],
-    pad: int = 0,
-) -> Places:
-    """What rows say at their asked places and their trees' ids, row after row; see padded.Rows."""
-    before, seat = len(prefix.ids), model.seat
+def run(model: Model, rows: Behind) -> Places:
+    """What rows say at their places, row after row."""
+    seat = model.seat
     ids, positions, places = [], [], []
     start = 0
-    for row, wanted, tree in zip(own, asked, trees, strict=True):
+    for row, asked, tree in rows.each():
         ids += [row, tree.ids.numpy()]
         positions += [np.arange(len(row)), len(row) + tree.depth.numpy()]
-        places += [start + wanted, start + len(row) + np.arange(len(tree))]
+        places += [start + asked, start + len(row) + np.arange(len(tree))]
         start += len(row) + len(tree)
     more = rounded(start) - start  # products come in few shapes
-    ids.append(np.full(more, pad))
+    ids.append(np.full(more, rows.pad))
     positions.append(np.zeros(more, np.int64))
-    inputs: dict[str, Any] = {"input_ids": _joined(ids)[None], "position_ids": _joined(positions)[None] + before}
+    position_ids = _joined(positions)[None] + len(rows.prefix.ids)
+    inputs: dict[str, Any] = {"input_ids": _joined(ids)[None], "position_ids": position_ids}
     kept = _joined(places)
     was = seat.layout, seat.positions
-    seat.layout, seat.positions = _branches(prefix, own, trees), inputs["position_ids"][0]
+    seat.layout, seat.positions = _branches(rows), position_ids[0]
     try:
         with attention.unmasked():
             if model.lays_bare and model.takes_keep:
@@ -93,11 +79,11 @@ def _joined(parts: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.concatenate(parts).astype(np.int64))
 
 
-def _branches(prefix: Prefix, own: Sequence[np.ndarray], trees: Sequence[Tree]) -> Branches:
+def _branches(rows: Behind) -> Branches:
     """What each place sees: of its row all before it, of its tree what leads to it."""
     blocks, counts, keys, masks = [], [], [], []
     start = 0
-    for row, tree in zip(own, trees, strict=True):
+    for row, _, tree in rows.each():
         size = len(row)
         for part, at in ((Blocks.chain(size), start), (tree.blocks, start + size)):
             first = at + WIDE * np.arange(len(part.many))
@@ -108,4 +94,4 @@ def _branches(prefix: Prefix, own: Sequence[np.ndarray], trees: Sequence[Tree]) 
             masks.append(part.masks)
         start += size + len(tree)
     ends = np.cumsum(np.concatenate([[0], *counts]))
-    return Branches(prefix.layers, *map(_joined, (blocks, [ends], keys, masks)))
+    return Branches(rows.prefix.layers, *map(_joined, (blocks, [ends], keys, masks)))

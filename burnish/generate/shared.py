@@ -20,9 +20,10 @@ import torch
 from torch import nn
 
 from burnish.generate import packed, padded
+from burnish.generate.behind import Behind
 from burnish.generate.places import Places
 from burnish.generate.prefix import NOTHING, SHORTEST, Prefix, common, read
-from burnish.generate.tree import BARE, Tree
+from burnish.generate.tree import Tree
 from burnish.models.model import Model
 
 Ability = Literal["none", "chain", "tree", "packed"]
@@ -40,26 +41,15 @@ def scores(trees: Sequence[Tree], told: Places) -> list[np.ndarray]:
     return np.split(torch.zeros(int(firsts[-1]), dtype=torch.float64).index_add_(0, answer, each).numpy(), firsts[1:-1])
 
 
-def passes(
-    model: Model,
-    prefix: Prefix,
-    own: Sequence[np.ndarray],
-    asked: Sequence[np.ndarray],
-    budget: int,
-    trees: Sequence[Tree] = (),
-    pad: int = 0,
-) -> Iterator[tuple[list[int], Places]]:
-    """Run rows (see padded.Rows) a group at a time: which rows, and what they say at their places, row after row.
+def passes(model: Model, rows: Behind, budget: int) -> Iterator[tuple[list[int], Places]]:
+    """Run rows a group at a time: which rows, and what they say at their places, row after row.
 
-    trees: one for each row, or none.  A row's places are its own first, then those of its tree.  A group holds at most
-    `budget` ids; one row always fits.
+    A group holds at most `budget` ids; one row always fits.
     """
-    trees = trees or [BARE] * len(own)
-    longest = max((len(row) + len(tree) for row, tree in zip(own, trees, strict=True)), default=0)
-    how = packed if ability(model, len(prefix.ids) + longest) == "packed" else padded
-    for group in how.groups(model, prefix, own, asked, trees, budget):
-        parts = [own[i] for i in group], [asked[i] for i in group], [trees[i] for i in group]
-        yield group, how.run(model, prefix, *parts, pad)
+    longest = len(rows.prefix.ids) + max(rows.sizes, default=0)
+    how = packed if ability(model, longest) == "packed" else padded
+    for group in how.groups(model, rows, budget):
+        yield group, how.run(model, rows.some(group))
 
 
 _KNOWN: WeakKeyDictionary[nn.Module, dict[tuple[str, bool], bool]] = WeakKeyDictionary()
@@ -95,7 +85,7 @@ def _tried(model: Model, how: ModuleType, branching: bool) -> bool:
     tree = Tree.of([[*path, 0] for path in paths])
     try:
         asked = [np.array([len(row) - 1]) for row in own]
-        told = how.run(model, read(model, first), own, asked, [tree, tree]).logits()
+        told = how.run(model, Behind(read(model, first), own, asked, [tree, tree])).logits()
         wanted = []
         for row in own:
             for path in paths:
@@ -108,4 +98,4 @@ def _tried(model: Model, how: ModuleType, branching: bool) -> bool:
         return False
 
 
-__all__ = ["NOTHING", "SHORTEST", "Prefix", "Tree", "ability", "common", "passes", "read", "scores"]
+__all__ = ["NOTHING", "SHORTEST", "Behind", "Prefix", "Tree", "ability", "common", "passes", "read", "scores"]

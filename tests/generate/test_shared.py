@@ -10,8 +10,8 @@ import transformers
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from burnish.generate import engine, packed, padded, shared, tree
-from burnish.generate.shared import Tree
+from burnish.generate import engine, packed, padded, shared
+from burnish.generate.shared import Behind, Tree
 from burnish.models import base, kernels, load
 from burnish.models.base import Head
 from burnish.models.layout import rounded
@@ -246,10 +246,8 @@ class TestWork:
         assert shared.common([np.array(row) for row in rows(5, begins)], [begins] * 5) == 0
 
     def test_a_group_holds_what_its_budget_allows(self, llama):
-        own = [np.arange(10, 14)] * 9
-        ends = [np.array([3])] * 9
         prefix = shared.read(llama, list(range(10, 26)))
-        trees = [tree.BARE] * 9
+        nine = Behind(prefix, [np.arange(10, 14)] * 9, [np.array([3])] * 9)
         for how, budget, sizes in (
             (packed, 13, [3, 3, 3]),
             (padded, 60, [3, 3, 3]),  # the prefix counts: each row has its own copy
@@ -258,7 +256,7 @@ class TestWork:
             (packed, 1, [1] * 9),
             (padded, 1, [1] * 9),
         ):
-            groups = list(how.groups(llama, prefix, own, ends, trees, budget))
+            groups = list(how.groups(llama, nine, budget))
             assert [len(group) for group in groups] == sizes
             assert sorted(i for group in groups for i in group) == list(range(9))
 
