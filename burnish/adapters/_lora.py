@@ -173,11 +173,21 @@ class LoraLinear(nn.Module):
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs.dtype
         dropout = self.dropout if self.training else 0.0
         bias = None if self.use_dora else self.bias
-        out = Update.apply(inputs, self.lora_A, self.lora_B, self.base_layer, bias, self.scale, dropout, dtype)
+        if torch.is_grad_enabled() or dropout or bias is not self.bias:
+            out = Update.apply(inputs, self.lora_A, self.lora_B, self.base_layer, bias, self.scale, dropout, dtype)
+        else:
+            out = self._answered(inputs, dtype)
         if self.lora_magnitude_vector is None:
             return out  # type: ignore[no-any-return]
         out = out * (self.lora_magnitude_vector / self._lengths()).to(dtype)
         return out if self.bias is None else out + self.bias.to(dtype)
+
+    def _answered(self, inputs: Tensor, dtype: torch.dtype) -> Tensor:
+        """What Update says, by the base layer's own forward pass: while answering it is a faster one (quicken.py)."""
+        out: Tensor = self.base_layer(inputs)
+        inner = inputs.reshape(-1, inputs.shape[-1]).to(dtype) @ self.lora_A.to(dtype).T
+        out.view(-1, out.shape[-1]).addmm_(inner, self.lora_B.to(dtype).T, alpha=self.scale)
+        return out
 
     def train(self, mode: bool = True) -> LoraLinear:
         """As nn.Module.train; what was settled for evaluation is forgotten."""

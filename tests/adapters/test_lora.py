@@ -3,10 +3,11 @@
 import pytest
 import tiny
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from burnish.adapters import _lora, lora
 from burnish.errors import TaskError
-from burnish.models import base, load
+from burnish.models import base, load, quicken
 from burnish.train import optim
 
 
@@ -17,6 +18,27 @@ def test_zero_b_is_the_base_to_the_bit(tmp_path_factory):
         tuned = model.hf(input_ids=ids).logits
         with lora.disabled(model):
             assert torch.equal(model.hf(input_ids=ids).logits, tuned)
+
+
+@pytest.mark.parametrize("rung", ["lora", "qlora"])
+@pytest.mark.parametrize("use_dora", [False, True])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
+def test_what_is_not_merged_answers_by_the_bases_own_products(kind, use_dora, rung, tmp_path_factory, monkeypatch):
+    """Which are quicken's while answering; the same numbers as in training, but for the rounding of a few sums."""
+    model = tiny.model(kind, "classes", tmp_path_factory, rung, use_dora=use_dora).eval()
+    layers, asked = _lora.layers(model), []
+    for layer in layers.values():
+        torch.nn.init.normal_(layer.lora_B, std=0.1)
+    ids = torch.arange(20)[None] + 5
+    trained = model.hf(input_ids=ids).logits.detach()
+    monkeypatch.setattr(quicken, "product", lambda *given, told=quicken.product: asked.append(given[1]) or told(*given))
+    with torch.no_grad(), quicken.answering(model.hf):
+        answered = model.hf(input_ids=ids).logits
+    assert (answered - trained).abs().max() <= 1e-6 * trained.abs().max().clamp_min(1)
+    seen = {value.data_ptr() for value in asked}
+    bases = [layer for layer in layers.values() if type(layer.base_layer) in (torch.nn.Linear, Conv1D)]
+    for layer in bases:
+        assert (layer.base_layer.weight.data_ptr() in seen) == (not use_dora or layer.bias is None)
 
 
 def test_disabled_ends_also_when_its_body_fails(tmp_path_factory):
