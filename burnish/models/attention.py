@@ -5,7 +5,8 @@ begins.  Out: what separate calls would give, without padding and without a (T, 
 rows, generation with a cache) it is transformers' own SDPA.
 
 On the CPU documents of like length are multiplied together, the scores are recomputed in the backward pass, and long
-documents go block by block so that a causal one skips what lies ahead.  On CUDA it is PyTorch's variable-length kernel.
+documents go block by block so that a causal one skips what lies ahead.  On CUDA it is a kernel of flash.py where one
+suits.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
+from inspect import signature
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
-from burnish.models import kernels, tiled
+from burnish.models import flash, kernels, tiled
 from burnish.models.branches import Branches
 from burnish.models.layout import Group, Layout, Spans
 
@@ -46,8 +47,12 @@ class Seat:
 
 
 def install(hf: Any, seat: Seat) -> None:
-    """Make a transformers model use this attention; it says on first use, by an exception, when it cannot."""
-    hf.set_attn_implementation(NAME)
+    """Make a transformers model use this attention; it says on first use, by an exception, when it cannot.
+
+    A model that does not ask transformers' interface keeps its own: its masks are of another kind.
+    """
+    if hf._supports_sdpa or hf._supports_attention_backend:
+        hf.set_attn_implementation(NAME)
     two_sided = bool(getattr(hf.config, "is_encoder_decoder", False))
     for name, module in hf.named_modules():
         parts = name.split(".")
@@ -55,7 +60,7 @@ def install(hf: Any, seat: Seat) -> None:
         module._seat = (seat, "cross" if any(part in CROSS for part in parts) else side)
         if type(module).__name__.endswith("LearnedPositionalEmbedding"):
             module.register_forward_pre_hook(_positions, with_kwargs=True)
-        if hasattr(module, "compute_bias"):
+        if hasattr(module, "compute_bias") and len(signature(module.compute_bias).parameters) > 1:  # not of blocks
             module.compute_bias = partial(_distances, module, module.compute_bias)
 
 
@@ -92,8 +97,9 @@ def attend(
     """transformers' attention interface: query (1, H, T, D), key and value (1, Hkv, S, D); gives (1, T, H, D)."""
     seat, side = getattr(module, "_seat", (None, ""))
     if seat is None or seat.layout is None:
-        if others.get("softcap"):
-            return _capped(query, key, value, attention_mask, scaling, others["softcap"]), None
+        cap, sinks = others.get("softcap"), others.get("s_aux")
+        if cap or sinks is not None:
+            return _spelled(query, key, value, attention_mask, scaling, dropout, cap, sinks), None
         told = {
             "scaling": scaling,
             "dropout": dropout,
@@ -105,6 +111,7 @@ def attend(
             told["sliding_window"] = sliding_window
         return sdpa_attention_forward(module, query, key, value, attention_mask, **told)
     odd = [name for name in ("s_aux", "cache") if others.get(name) is not None]
+    odd += ["mask of the model's own"] * (attention_mask is not None)
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal) and side != "cross"
     if odd or (sliding_window is not None and not causal):
         raise NotImplementedError(f"packed attention has no {odd or 'two-sided window'}")
@@ -123,43 +130,46 @@ def attend(
         k, v = k.index_select(0, spans.places), v.index_select(0, spans.places)
     if softcap := others.get("softcap"):
         return _softcapped(q, k, v, spans, causal, sliding_window, scale, dropout, softcap)[None], None
-    if q.is_cuda and not dropout and bias is None and q.dtype in (torch.bfloat16, torch.float16):
-        return _varlen(q, k, v, spans, causal, sliding_window, scale)[None], None
+    if bias is None and not dropout and (kernel := flash.chosen(q, k, v, causal, sliding_window, scale)):
+        return kernel(q, k, v, spans, causal, sliding_window, scale)[None], None
     if bias is None and not dropout and tiled.fits(q, k, v):
         return tiled.Tiled.apply(q, k, v, spans, causal, sliding_window, scale)[None], None
     return _Packed.apply(q, k, v, bias, spans, causal, sliding_window, scale, dropout)[None], None
 
 
-def _capped(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, softcap: float
+def _spelled(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    dropout: float,
+    cap: float | None,
+    sinks: Tensor | None,
 ) -> Tensor:
-    """Padded attention with a soft cap on the scores, which SDPA does not have; mask (B, 1, T, S) true where seen."""
+    """Padded attention with what SDPA does not have: a soft cap on the scores, sinks (H,) that take a part of each row.
+
+    mask (B, 1, T, S) true where seen.
+    """
     heads, long, wide = query.shape[1], query.shape[2], key.shape[2]
     key, value = (part.repeat_interleave(heads // part.shape[1], 1) for part in (key, value))
     told = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    told = softcap * torch.tanh(told / softcap)
+    if cap:
+        told = cap * torch.tanh(told / cap)
     if mask is None and long > 1:
         mask = torch.ones(long, wide, dtype=torch.bool, device=query.device).tril(wide - long)
     if mask is not None:
         told = told.masked_fill(~mask[..., :wide], torch.finfo(told.dtype).min)
-    return (torch.softmax(told.float(), -1).to(value.dtype) @ value).transpose(1, 2).contiguous()
-
-
-def _varlen(q: Tensor, k: Tensor, v: Tensor, spans: Spans, causal: bool, window: int | None, scale: float) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn
-
-    ends = [torch.tensor(list(part), dtype=torch.int32, device=q.device) for part in (spans.queries, spans.keys)]
-    most = [max(b - a for a, b in pairwise(part)) for part in (spans.queries, spans.keys)]
-    sides = ((window - 1) if window is not None else -1, 0) if causal else (-1, -1)
-    repeats = q.shape[1] // k.shape[1]
-    k, v = (part.repeat_interleave(repeats, 1) if repeats > 1 else part for part in (k, v))
-    return varlen_attn(q.contiguous(), k.contiguous(), v.contiguous(), *ends, *most, scale=scale, window_size=sides)
+    if sinks is not None:
+        told = torch.cat([told, sinks.view(1, -1, 1, 1).expand(len(told), -1, long, 1).to(told.dtype)], -1)
+    shares = nn.functional.dropout(torch.softmax(told.float(), -1)[..., :wide].to(value.dtype), dropout)
+    return (shares @ value).transpose(1, 2).contiguous()
 
 
 def _rows(values: Tensor, group: Group, places: Tensor, heads: int) -> Tensor:
     """(G x heads, repeats x L, D) of values (T, H, D) at places (G, L): heads that share keys stand together."""
     many, long = places.shape
-    if many == 1 and group.real is None and group.lengths is None:  # one stretch: a view
+    if many == 1 and group.real is None and group.lengths is None and not places.is_cuda:  # one stretch: a view
         taken = values[int(places[0, 0]) : int(places[0, -1]) + 1]
     else:
         taken = values.index_select(0, places.flatten())
@@ -171,7 +181,7 @@ def _back(rows: Tensor, group: Group, places: Tensor, heads: int, into: Tensor, 
     """The inverse of `_rows`: put (or add, where stretches share keys) what is real into (T, H, D)."""
     many, long = places.shape
     flat = rows.view(many, heads, -1, long, rows.shape[-1]).permute(0, 3, 1, 2, 4)
-    if many == 1 and group.real is None and group.lengths is None:
+    if many == 1 and group.real is None and group.lengths is None and not places.is_cuda:
         place = into[int(places[0, 0]) : int(places[0, -1]) + 1]
         shaped = flat.reshape(place.shape)
         place.add_(shaped) if add else place.copy_(shaped)

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from burnish.models import kernels
+from burnish.models import kernels, liger
 from burnish.models.layout import rounded
 
 CHUNK = 1 << 23  # logits held at once: 16 MB in bfloat16
 TRAINED = 1 << 25  # the same where the head is trained: every chunk adds to a float32 gradient as large as the head
+DEVICE = 1 << 27  # the same on a GPU, which reads the whole head for every chunk: 256 MB in bfloat16
 
 SLICE = 1 << 13  # rows of a head's gradient that are multiplied at once
 
@@ -42,7 +43,8 @@ def linear_log_likelihood(hidden: Tensor, weight: Tensor, bias: Tensor | None, t
 
 def _chunks(hidden: Tensor, weight: Tensor, *others: Tensor, trained: bool) -> Iterator[tuple[slice, list[Tensor]]]:
     """So many positions at once as logits may be held, filled up with ones that weigh nothing."""
-    step = rounded(max((TRAINED if trained else CHUNK) // len(weight), 1))
+    most = DEVICE if hidden.is_cuda else TRAINED if trained else CHUNK
+    step = rounded(max(most // len(weight), 1))
     for start in range(0, len(hidden), step):
         part = slice(start, start + step)
         real = len(hidden[part])
@@ -79,6 +81,7 @@ class _LinearLogLikelihood(torch.autograd.Function):
                 _add_product(dweight, own, rows)
             if dbias is not None:
                 dbias += own.sum(0, dtype=gradient.dtype)
+            del logits, own
         return (
             dhidden,
             _handed_on(weight, dweight),
@@ -101,8 +104,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         wants_hidden, wants_weight, wants_bias = context.needs_input_grad[:3]
         wanted = wants_hidden or wants_weight or wants_bias
         dhidden = torch.empty_like(hidden) if wanted else None
-        total = torch.zeros((), dtype=torch.float64 if hidden.dtype == torch.float64 else torch.float32)
-        total = total.to(hidden.device)
+        exact = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        total = torch.zeros((), dtype=exact, device=hidden.device)
         dweight = torch.zeros_like(weight, dtype=total.dtype) if wants_weight else None
         dbias = torch.zeros_like(bias, dtype=total.dtype) if wants_bias and bias is not None else None
         given = targets, weights.to(total.dtype)
@@ -116,6 +119,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 _add_product(dweight, gradient, rows)
             if dbias is not None:
                 dbias += gradient.sum(0, dtype=total.dtype)
+            del logits, gradient  # or the next chunk's lie beside them
         context.save_for_backward(dhidden, dweight, dbias)
         context.head = weight, None if bias is None else bias.dtype
         return total
@@ -165,6 +169,8 @@ def logits_gradient(
         told = targets.contiguous(), weights.contiguous(), losses
         kernels.call("cross_entropy", logits, *told, *logits.shape, float(smoothing), int(wanted))
         return logits, losses
+    if liger.fits("cross_entropy", logits):
+        return logits, liger.cross_entropy(logits, targets.contiguous(), weights, float(smoothing), wanted)
     exact = logits if logits.dtype == torch.float64 else logits.float()
     size = exact.shape[1]
     most = torch.logsumexp(exact, 1)
@@ -183,15 +189,10 @@ def logits_gradient(
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """x / rms(x) * weight over the last dimension; on CUDA PyTorch's own kernel."""
-    if x.is_cuda:
+    """x / rms(x) * weight over the last dimension; on CUDA liger's kernel or else PyTorch's own."""
+    if x.is_cuda and x.dtype == weight.dtype and not liger.fits("norm", x.contiguous(), weight):
         return nn.functional.rms_norm(x, weight.shape, weight, epsilon)
     return Norm.apply(x, weight, epsilon)
-
-
-def gated(gate: Tensor, other: Tensor) -> Tensor:
-    """silu(gate) * other."""
-    return nn.functional.silu(gate) * other if gate.is_cuda else Gated.apply(gate, other)
 
 
 class Norm(torch.autograd.Function):
@@ -204,6 +205,8 @@ class Norm(torch.autograd.Function):
         if kernels.fits(x, weight):
             out, inverse = torch.empty_like(x), torch.empty(*x.shape[:-1], 1)
             kernels.call("norm", x, weight, out, inverse, rows, width, float(epsilon))
+        elif liger.fits("norm", x, weight):
+            out, inverse = liger.norm(x, weight, float(epsilon))
         else:
             exact = x if x.dtype == torch.float64 else x.float()
             inverse = torch.rsqrt(exact.square().mean(-1, keepdim=True) + epsilon)
@@ -220,6 +223,8 @@ class Norm(torch.autograd.Function):
         if kernels.fits(gradient, x, weight):
             dx, dweight = torch.empty_like(x), torch.zeros(width) if wanted else None
             kernels.call("norm_back", gradient, x, weight, inverse, dx, dweight, rows, width)
+        elif liger.fits("norm", gradient, x, weight):
+            dx, dweight = liger.norm_back(gradient, x, weight, inverse, wanted)
         else:
             exact, scaled = x.to(inverse.dtype) * inverse, gradient.to(inverse.dtype)
             dweight = (scaled * exact).reshape(rows, width).sum(0) if wanted else None
@@ -238,6 +243,8 @@ class Gated(torch.autograd.Function):
             out = torch.empty_like(gate)
             kernels.call("gated", gate, other, out, gate.numel())
             return out
+        if liger.fits("gated", gate, other):
+            return liger.gated(gate, other)
         return nn.functional.silu(gate) * other
 
     @staticmethod
@@ -248,24 +255,34 @@ class Gated(torch.autograd.Function):
             dgate, dother = torch.empty_like(gate), torch.empty_like(gate)
             kernels.call("gated_back", gradient, gate, other, dgate, dother, gate.numel())
             return dgate, dother
+        if liger.fits("gated", gradient, gate, other):
+            return liger.gated_back(gradient, gate, other)
         return torch.ops.aten.silu_backward(gradient * other, gate), gradient * nn.functional.silu(gate)
 
 
 class Turned(torch.autograd.Function):
-    """Queries or keys (T, heads, D) turned by their positions (Su et al. 2021, RoFormer, eq. 34); keeps the angles."""
+    """Queries and keys (T, heads, D) turned by their positions (Su et al. 2021, RoFormer, eq. 34); keeps the angles."""
 
     @staticmethod
-    def forward(context: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        context: Any, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Tensor]:
         context.save_for_backward(cos, sin)
-        return _turn(x, cos, sin, 1.0)
+        return _turn(query, key, cos, sin, False)
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Any:  # type: ignore[override]
-        cos, sin = context.saved_tensors
-        return _turn(gradient.contiguous(), cos, sin, -1.0), None, None
+    def backward(context: Any, to_query: Tensor, to_key: Tensor) -> Any:  # type: ignore[override]
+        return *_turn(to_query.contiguous(), to_key.contiguous(), *context.saved_tensors, True), None, None
 
 
-def _turn(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
+def _turn(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, back: bool) -> tuple[Tensor, Tensor]:
+    if liger.fits("turned", query, key, cos, sin):
+        return liger.turned(query, key, cos, sin, back)
+    sign = -1.0 if back else 1.0
+    return _turn_one(query, cos, sin, sign), _turn_one(key, cos, sin, sign)
+
+
+def _turn_one(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
     if kernels.fits(x, cos, sin):
         out = torch.empty_like(x)
         kernels.call("turn", x, cos, sin, out, *x.shape, sign)

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from burnish.tokens.batch import sent
+
 BLOCK = 256  # queries taken at once from a long document: the half of the causal square ahead of a block is skipped
 TOGETHER = 1 << 16  # scores per head up to which documents of like length share one product
 
@@ -67,7 +69,19 @@ class Spans:
     keys: Sequence[int]
     device: torch.device
     places: Tensor | None = None
-    masks: dict[Any, Tensor | None] = field(default_factory=dict)
+    masks: dict[Any, Any] = field(default_factory=dict)
+
+    @cached_property
+    def sums(self) -> tuple[Tensor, Tensor]:
+        """`queries` and `keys` on the device, int32, as kernels of variable length want them."""
+        made = [torch.tensor(list(part), dtype=torch.int32) for part in (self.queries, self.keys)]
+        return sent(made[0], self.device), sent(made[1], self.device)
+
+    @cached_property
+    def most(self) -> tuple[int, int]:
+        """The most queries and the most keys of a document."""
+        most = [max(b - a for a, b in pairwise(part)) for part in (self.queries, self.keys)]
+        return most[0], most[1]
 
     @property
     def longest(self) -> int:
@@ -126,21 +140,18 @@ class Spans:
         )
 
     def _group(self, bounds: Sequence[tuple[int, int, int, int]], long: int, wide: int, offset: int = 0) -> Group:
-        query = torch.stack([self._range(a, a + long).clamp_max(b - 1) for a, b, _, _ in bounds])
-        key = torch.stack([self._range(a, a + wide).clamp_max(b - 1) for _, _, a, b in bounds])
-        own = torch.tensor([b - a for a, b, _, _ in bounds], device=self.device)
-        keys = torch.tensor([b - a for _, _, a, b in bounds], device=self.device)
-        real = torch.nonzero((self._range(0, long) < own[:, None]).flatten())[:, 0]
+        query = torch.stack([torch.arange(a, a + long).clamp_max(b - 1) for a, b, _, _ in bounds])
+        key = torch.stack([torch.arange(a, a + wide).clamp_max(b - 1) for _, _, a, b in bounds])
+        own = torch.tensor([b - a for a, b, _, _ in bounds])
+        keys = torch.tensor([b - a for _, _, a, b in bounds])
+        real = torch.nonzero((torch.arange(long) < own[:, None]).flatten())[:, 0]
         return Group(
-            query,
-            key,
+            sent(query, self.device),
+            sent(key, self.device),
             offset,
-            None if len(real) == query.numel() else real,
-            None if bool((keys == wide).all()) else keys,
+            None if len(real) == query.numel() else sent(real, self.device),
+            None if bool((keys == wide).all()) else sent(keys, self.device),
         )
-
-    def _range(self, start: int, stop: int) -> Tensor:
-        return torch.arange(start, stop, device=self.device)
 
 
 @dataclass(frozen=True)

@@ -145,8 +145,8 @@ class Model(nn.Module):
         told = target[row, place], weight[row, place], (batch.document[0, place] - 1 if batch.ends else row)
         if not len(place):
             return Outputs(torch.zeros(0, self.base.vocabulary, device=self.device), *told)
-        asked = torch.unique(place)
-        at = row, torch.searchsorted(asked, place)
+        asked = place if batch.ends else torch.unique(place)
+        at = 0 if batch.ends else (row, torch.searchsorted(asked, place))
         if self.lays_bare:
             with bare(self.hf.get_output_embeddings()) as head:
                 return Outputs(None, *told, self._asked(batch, asked)[at], head)
@@ -169,7 +169,7 @@ class Model(nn.Module):
             )
             return out.logits[:, asked]
         inputs: dict[str, Any] = {"input_ids": batch.ids}
-        if batch.padded and not batch.ends:
+        if not batch.ends and batch.padded:
             inputs["attention_mask"] = (batch.document > 0).long()
         inputs |= self._positions(batch)
         if self.base.kind == "decoder":

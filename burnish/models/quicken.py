@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from burnish.models.attention import attend
-from burnish.models.fused import Turned, gated, rms_norm
+from burnish.models.fused import Gated, Turned, rms_norm
 from burnish.models.places import present
 
 Proven = dict[tuple[type, str], bool]
@@ -151,7 +151,7 @@ def _is_gated(module: nn.Module) -> bool:
 
 
 def _gated(module: Any, x: Tensor) -> Tensor:
-    return module.down_proj(gated(module.gate_proj(x), module.up_proj(x)))
+    return module.down_proj(Gated.apply(module.gate_proj(x), module.up_proj(x)))
 
 
 def _try_gated(module: Any) -> dict[str, Any]:
@@ -200,7 +200,7 @@ def _attention(
             parts[i] = getattr(module, name)(parts[i])
     value = module.v_proj(hidden_states).view(long, -1, module.head_dim)
     cos, sin = (part[0] for part in position_embeddings)
-    query, key = (Turned.apply(part, cos, sin) for part in parts)
+    query, key = Turned.apply(*parts, cos, sin)
     told = {name: item for name, item in others.items() if name not in ("position_ids", "use_cache")}
     told["scaling"] = module.scaling
     told["dropout"] = getattr(module, "attention_dropout", 0.0) if module.training else 0.0

@@ -129,7 +129,7 @@ def update(
 
 def _backward(run: Run, micro: Sequence[Batch], total: float) -> float:
     """Add up this rank's gradients; returns its part of the step's loss."""
-    loss = torch.zeros((), dtype=torch.float64)
+    loss = torch.zeros((), dtype=torch.float64, device=run.model.device)
     for batch, counts in run.watched(micro, run.batches):
         batch = batch.to(run.model.device)
         outputs = run.model(batch)
@@ -138,7 +138,7 @@ def _backward(run: Run, micro: Sequence[Batch], total: float) -> float:
         part = run.method.loss(outputs, batch, run.method_settings) / total
         part = part if counts else part * 0.0
         part.backward()
-        loss += part.detach().double().cpu()
+        loss += part.detach().double()
     return loss.item()
 
 

@@ -82,7 +82,12 @@ def test_turned(dtype: torch.dtype, way: bool) -> None:
         half = torch.cat((-x[..., 8:], x[..., :8]), -1)
         return x * cos[:, None].double() + half * sin[:, None].double()
 
-    both(lambda x: fused.Turned.apply(x, cos, sin), plain, dtype, draw(11, 3, 16))
+    both(
+        lambda *given: torch.cat(fused.Turned.apply(*given, cos, sin), 1),
+        lambda *given: torch.cat([plain(part) for part in given], 1),
+        dtype,
+        *(draw(11, 3, 16), draw(11, 1, 16, seed=8)),
+    )
 
 
 @WAYS

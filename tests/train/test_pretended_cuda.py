@@ -1,0 +1,110 @@
+"""Whole steps on a GPU that is not there: no operation mixes devices, the losses are the CPU's, and few things wait.
+
+What runs is all of burnish but the kernels; attention's is replaced by plain PyTorch (see tests/pretend.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pretend
+import pytest
+import tiny
+import torch
+
+from burnish.models import flash, quantize, quicken
+from burnish.models.model import Model
+from burnish.train import loop
+
+ROOM = {"fp32": 2e-5, "bf16": 2e-2}  # sums in another order; 8 bits
+CASES = {  # every kind of model, method and adapter once, and every method with packs and without
+    "sft": ("sft", "language", "answers", "llama", "full"),
+    "sft-pairs": ("sft", "language", "answers", "t5", "lora"),
+    "sft-gpt2": ("sft", "language", "answers", "gpt2", "qlora"),
+    "dpo": ("dpo", "language", "pairs", "llama", "lora"),
+    "masked": ("selfsupervised", "language", "document", "bert", "full"),
+    "spans": ("selfsupervised", "language", "document", "bart", "lora"),
+    "classes": ("classify", "classes", "classes", "albert", "full"),
+    "padded": ("classify", "multi", "multi", "bart", "full"),
+    "number": ("regress", "number", "number", "llama", "qlora"),
+}
+
+
+KEPT = (flash.found_for, quantize._levels, quantize._fours, quantize._dynamic)  # one device is not the next one's
+
+
+@pytest.fixture(autouse=True)
+def kernels(monkeypatch: Any) -> Iterator[None]:
+    monkeypatch.setattr(flash, "WAYS", [("plain", lambda: flash.plain)])
+    for known in KEPT:
+        known.cache_clear()
+    yield
+    for known in KEPT:
+        known.cache_clear()
+
+
+def losses(case: str, precision: str, into: Any, factory: Any, there: bool, **own: Any) -> list[float]:
+    """Of three steps and their validations."""
+    method, head, target, kind, adapter = CASES[case]
+    own = {"adapter": adapter, "precision": precision, "max_steps": 3, "validation": True, "save_every": 99} | own
+    run = tiny.run(method, head, target, kind, factory, into / f"{there}", **own)
+    quicken.install(run.model.hf)
+    if there:
+        run.model.to("cuda")
+    run.share(run.ranks)
+    told = [*loop.fit(run)]
+    return [event.numbers[name] for event in told for name in ("loss", "valid_loss") if name in event.numbers]
+
+
+@pytest.mark.parametrize("precision", ROOM)
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_is_the_cpus(case: str, precision: str, tmp_path_factory: Any, tmp_path: Any) -> None:
+    wanted = losses(case, precision, tmp_path, tmp_path_factory, False)
+    with pretend.cuda():
+        told = losses(case, precision, tmp_path, tmp_path_factory, True)
+    assert told == pytest.approx(wanted, rel=ROOM[precision], abs=ROOM[precision])
+
+
+def test_a_pass_seldom_waits_for_the_device(tmp_path_factory: Any, tmp_path: Any, monkeypatch: Any) -> None:
+    """A pass waits where the head's places are found, where transformers looks for packs and where an embedding drops
+    its padding; a step for its loss and norm (and once for the harness: torch's clipping asks C++ for the device)."""
+    before: list[int] = []
+    with pretend.cuda() as gpu:
+        plain = loop.gradient
+
+        def counted(*told: Any) -> Any:
+            before.append(gpu.waits.total())
+            return plain(*told)
+
+        monkeypatch.setattr(loop, "gradient", counted)
+        losses("sft", "bf16", tmp_path, tmp_path_factory, True, max_steps=9, evaluate_every=99, save_every=99)
+    assert before[5] - before[4] == before[4] - before[3] <= 7
+
+
+def test_what_lies_on_two_devices_is_found() -> None:
+    """The test above can fail."""
+    with pretend.cuda() as gpu:
+        there = torch.randn(3, 4).to("cuda").requires_grad_()
+        with pytest.raises(pretend.Mixed):
+            there + torch.ones(4)
+        assert (there * 2.0 + torch.tensor(1.0)).device == pretend.DEVICE  # a plain number may come from the host
+        there.relu().sum().backward()
+        assert there.grad is not None
+        assert there.grad.is_cuda
+        assert torch.zeros(2, device=there.device).new_ones(1).is_cuda
+        assert not gpu.has(there.cpu())
+        with pytest.raises(TypeError):
+            there.detach().numpy()
+
+
+def test_an_answer_is_the_cpus(tmp_path_factory: Any) -> None:
+    """Logits of a padded batch and of a pack, and a filled one, after a move."""
+    rows = tiny.rows("llama", "answers", tmp_path_factory)
+    model: Model = tiny.model("llama", "language", tmp_path_factory).eval()
+    batch = tiny.collate(rows, 2)
+    with torch.no_grad():
+        wanted = model(batch).logits
+        with pretend.cuda():
+            told = model.to("cuda")(batch.to("cuda")).logits.cpu()
+    torch.testing.assert_close(told, wanted)
