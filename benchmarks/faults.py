@@ -319,7 +319,7 @@ def corrupt(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("fault", choices=["kills", "corrupt"])
     parser.add_argument("count", type=int)
     parser.add_argument("--rungs", default="lora,full", help="taken in turn")

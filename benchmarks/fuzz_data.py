@@ -8,6 +8,7 @@ Mutant i of a seed is always the same file, so a failure can be had again: `pyth
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import io
 import json
@@ -258,11 +259,15 @@ def run(count: int, seed: int = 0, first: int = 0) -> tuple[Counter[str], list[s
 
 
 if __name__ == "__main__":
-    numbers = [int(word) for word in sys.argv[1:]] or [2000]
-    told, wrong = run(*numbers)
+    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked.add_argument("count", type=int, nargs="?", default=2000)
+    asked.add_argument("seed", type=int, nargs="?", default=0)
+    asked.add_argument("first", type=int, nargs="?", default=0)
+    given = asked.parse_args()
+    told, wrong = run(given.count, given.seed, given.first)
     for line in wrong[:10]:
         print(line)
     for name, count in sorted(told.items()):
         print(f"{name:20s} {count}")
-    print(f"{numbers[0]} mutants, each with stop and with drop: {len(wrong)} failures")
+    print(f"{given.count} mutants, each with stop and with drop: {len(wrong)} failures")
     sys.exit(bool(wrong))

@@ -1,11 +1,14 @@
 """LoRA's own autograd function against autograd's: one layer forward and backward, interleaved in one process.
 
-`python benchmarks/lora.py` prints the median ratio of CPU seconds and the bytes kept for backward.  1,024 rows,
-576 -> 1536, rank 16, bf16, one thread.
+    python benchmarks/lora.py
+
+Prints the median ratio of CPU seconds and the bytes kept for backward.  1,024 rows, 576 -> 1536, rank 16, bf16, one
+thread.
 """
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -41,6 +44,7 @@ def kept(run: Callable[[Tensor], Tensor], x: Tensor) -> int:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     base = nn.Linear(INPUTS, OUTPUTS, bias=False).bfloat16().requires_grad_(False)

@@ -12,10 +12,10 @@ known accuracies, spread as a model's would be that does learn from its prompt, 
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import os
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,17 +41,18 @@ from burnish.tokens.contract import Contract
 from burnish.tokens.template import Template
 from burnish.tokens.tokenizer import Tokenizer
 
-BUDGET, TEST = (160, 100) if "--small" in sys.argv else (500, 300)
+BUDGET, TEST = 500, 300  # questions of a search; test rows
+SMALL = 160, 100
 NEAR, FIXED = ["nearest", "mmr"], ["balanced", "random", "diverse"]
-PLAIN = {"calibrate": "never", "formats": ["turns"], "orders": 2, "shots": [2, 4], "budget": BUDGET}
-TRIALS = {
+PLAIN = {"calibrate": "never", "formats": ["turns"], "orders": 2, "shots": [2, 4]}
+TRIALS: dict[str, dict[str, Any]] = {
     "fixed": {**PLAIN, "choose": FIXED},
     "near by words": {**PLAIN, "choose": NEAR},
     "near by vectors": {**PLAIN, "choose": NEAR, "encoder": "base"},
     "calibrated": {**PLAIN, "choose": FIXED, "calibrate": "try"},
     "formats": {**PLAIN, "choose": FIXED, "formats": ["once", "turns", "text", "arrow"]},
     "entropy order": {**PLAIN, "choose": FIXED, "order": "entropy", "orders": 4},
-    "all": {"budget": 2 * BUDGET, "encoder": "base", "shots": [2, 4, 0]},
+    "all": {"encoder": "base", "shots": [2, 4, 0]},  # with twice the questions
 }
 
 
@@ -106,14 +107,15 @@ def sides(name: str, test: int, held: int, train: int) -> Rows:
     return Rows(ready, every[test + held :][:train], every[test : test + held], every[:test])
 
 
-def options(name: str) -> dict[str, object]:
+def options(name: str, budget: int, test: int) -> dict[str, object]:
     """Accuracy on validation and test rows of every trial, and the spread over orders."""
-    of = sides(name, TEST, 300, 1000)
+    of = sides(name, test, 300, 1000)
     zero = list(
         zero_shot.answer(of.ready, zero_shot.choose(World(of.ready, (), (), "accuracy", {})).recipe, {}, of.test)
     )
     own: dict[str, object] = {"zero-shot": {"test": goodness("accuracy", of.test, zero, of.labels)[0]}}
     for trial, settings in TRIALS.items():
+        settings = {"budget": budget * (2 if trial == "all" else 1), **settings}
         made = few_shot.choose(World(of.ready, of.train, of.held, "accuracy", settings))
         said = list(few_shot.answer(of.ready, made.recipe, made.tensors, of.test))
         own[trial] = {"test": round(goodness("accuracy", of.test, said, of.labels)[0], 4), **made.shown}
@@ -181,10 +183,15 @@ def simulated(spread: float, budget: int, seed: int) -> tuple[float, float, floa
 
 def main() -> dict[str, object]:
     """Every set that is asked for."""
-    names = [name for name in sys.argv[1:] if not name.startswith("--")]
-    own = {key: int(value) for key, _, value in (item[2:].partition("=") for item in sys.argv[1:]) if value}
-    if "--simulate" in sys.argv:
-        many = range(own.get("seeds", 40))
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("sets", nargs="*", metavar="SET")
+    for flag in ("small", "budgets", "simulate"):
+        words.add_argument(f"--{flag}", action="store_true")
+    words.add_argument("--seeds", type=int, help="3 for --budgets, 40 for --simulate")
+    words.add_argument("--most", type=int, default=3000)
+    asked = words.parse_args()
+    if asked.simulate:
+        many = range(asked.seeds or 40)
         return {
             f"spread {spread}, {budget} questions": dict(
                 zip(
@@ -196,10 +203,13 @@ def main() -> dict[str, object]:
             for spread in (0.03, 0.06, 0.1)
             for budget in (100, 300, 1000, 3000)
         }
-    if "--budgets" in sys.argv:
-        told = (own.get("seeds", 3), own.get("most", 3000))
-        return {name: budgets(name, *told) for name in names or ["sst2", "snips", "banking77"]}
-    return {name: options(name) for name in names or ["sst2", "trec", "banking77"]}
+    if "BURNISH_SHARED" not in os.environ:
+        words.error("set BURNISH_SHARED to the folder that holds data/")
+    if asked.budgets:
+        names = asked.sets or ["sst2", "snips", "banking77"]
+        return {name: budgets(name, asked.seeds or 3, asked.most) for name in names}
+    size = SMALL if asked.small else (BUDGET, TEST)
+    return {name: options(name, *size) for name in asked.sets or ["sst2", "trec", "banking77"]}
 
 
 if __name__ == "__main__":

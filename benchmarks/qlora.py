@@ -61,7 +61,7 @@ def step(made: Model, batch: Batch) -> np.ndarray:
 
 
 def main() -> None:
-    told = argparse.ArgumentParser()
+    told = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("layers", 8), ("tokens", 1024), ("rounds", 9)):
         told.add_argument(f"--{name}", type=int, default=default)
     told.add_argument("--json", action="store_true")

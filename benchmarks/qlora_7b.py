@@ -60,7 +60,7 @@ def write(folder: Path, layers: int) -> None:
 
 
 def main() -> None:
-    told = argparse.ArgumentParser()
+    told = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     told.add_argument("--layers", type=int, default=32)
     told.add_argument("--limit", type=float, default=12.0, help="GiB")
     told.add_argument("--json", action="store_true")

@@ -8,6 +8,7 @@ written beside it; exit code 1 when one does not hold.  `spectrum` stands for fi
 
 from __future__ import annotations
 
+import argparse
 import html
 import json
 import os
@@ -29,52 +30,44 @@ EVERY = [
     *("baseline", "zero-shot", "few-shot", "retrieval", "nearest-neighbour", "linear-probe", "prompt-tuning", "lora"),
     *("qlora", "partial", "full", "few-shot+lora"),
 ]
+
+
+def _every(goal: dict[str, Any], data: dict[str, Any], epochs: int, base: str = "burnish-tiny") -> dict[str, Any]:
+    return {"goal": goal, "data": data, "base": base, "rungs": EVERY, "train": {"epochs": epochs}}
+
+
+SST2 = {
+    "files": ["data/sentiment-sst2/train.txt"],
+    "test_files": ["data/sentiment-sst2/dev.txt"],
+    "instruction": "Is this review negative or positive?",
+}
 SPECTRUM = {
-    "every-sst2": {
-        "goal": {"task": "classify", "target": 0.7},
-        "data": {
-            "files": ["data/sentiment-sst2/train.txt"],
-            "test_files": ["data/sentiment-sst2/dev.txt"],
-            "instruction": "Is this review negative or positive?",
-        },
-        "base": "burnish-tiny",
-        "rungs": EVERY,
-        "train": {"epochs": 2},
-    },
-    "every-banking77": {
-        "goal": {"task": "classify", "target": 0.8},
-        "data": {"files": ["data/intent-banking77/train.csv"], "on_problem": "drop"},
-        "base": "burnish-tiny",
-        "rungs": EVERY,
-        "train": {"epochs": 4},
-    },
-    "every-trec": {
-        "goal": {"task": "classify", "target": 0.8},
-        "data": {"files": ["data/topic-trec/train.txt"], "on_problem": "drop"},
-        "base": "burnish-tiny",
-        "rungs": EVERY,
-        "train": {"epochs": 3},
-    },
+    "every-sst2": _every({"task": "classify", "target": 0.7}, SST2, 2),
+    "every-banking77": _every(
+        {"task": "classify", "target": 0.8}, {"files": ["data/intent-banking77/train.csv"], "on_problem": "drop"}, 4
+    ),
+    "every-trec": _every(
+        {"task": "classify", "target": 0.8}, {"files": ["data/topic-trec/train.txt"], "on_problem": "drop"}, 3
+    ),
     "every-bookings": {  # what guests write -> {"people": "5 adults", "date": ...}
-        "goal": {"task": "answer", "metric": "exact-match", "target": 0.5},
-        "data": {"files": ["bookings.jsonl"], "test": 0.3, "on_problem": "drop"},
-        "base": "burnish-tiny",
-        "rungs": EVERY,
-        "train": {"epochs": 10},
+        **_every(
+            {"task": "answer", "metric": "exact-match", "target": 0.5},
+            {"files": ["bookings.jsonl"], "test": 0.3, "on_problem": "drop"},
+            10,
+        ),
         "evaluate": {"max_new_tokens": 64},
     },
-    "every-tales": {
-        "goal": {"task": "write", "metric": "perplexity"},
-        "data": {"files": ["data/story-grimm-en/tales.jsonl"], "test": 0.25},
-        "base": "models/stories3m-bitnet",
-        "rungs": EVERY,
-        "train": {"epochs": 3},
-    },
+    "every-tales": _every(
+        {"task": "write", "metric": "perplexity"},
+        {"files": ["data/story-grimm-en/tales.jsonl"], "test": 0.25},
+        3,
+        "models/stories3m-bitnet",
+    ),
 }
 CASES: dict[str, dict[str, Any]] = SPECTRUM | {
     "sst2": {
         "goal": {"task": "classify", "target": 0.75},
-        "data": SPECTRUM["every-sst2"]["data"],
+        "data": SST2,
         "base": "burnish-tiny",
         "few-shot": {"shots": [4], "orders": 2},
         "train": {"epochs": 2},
@@ -320,12 +313,16 @@ def _say(phase: str, event: Event) -> None:
 
 
 def main() -> int:
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("cases", nargs="*", metavar="CASE", help=f"spectrum, {', '.join(CASES)}")
+    words.add_argument("--json", action="store_true")
+    asked = words.parse_args()
+    if unknown := set(asked.cases) - {"spectrum", *CASES}:
+        words.error(f"no case {', '.join(unknown)}")
     shared = os.environ.get("BURNISH_SHARED")
     if not shared:
-        print("set BURNISH_SHARED to the folder that holds data/ and models/", file=sys.stderr)
-        return 2
-    asked = [item for item in sys.argv[1:] if not item.startswith("-")] or list(CASES)
-    names = [name for item in asked for name in (SPECTRUM if item == "spectrum" else [item])]
+        words.error("set BURNISH_SHARED to the folder that holds data/ and models/")
+    names = [name for item in asked.cases or CASES for name in (SPECTRUM if item == "spectrum" else [item])]
     failed, told = [], {}
     home = Path(os.environ.get("BURNISH_HOME", tempfile.mkdtemp()))
     os.environ["BURNISH_HOME"] = str(home)
@@ -348,7 +345,7 @@ def main() -> int:
         if not EXPECTED.get(name, lambda report: True)(report):
             failed.append(name)
         told[name] = {rung.rung: rung.scores[0].value for rung in report.rungs if rung.scores}
-    if "--json" in sys.argv:
+    if asked.json:
         print(json.dumps({"scores": told, "failed": failed}))
     elif failed:
         print(f"\nnot as expected: {', '.join(failed)}")

@@ -10,9 +10,9 @@ questions); `more_than_words`: mean reciprocal rank less that by words, on the s
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -124,17 +124,21 @@ def encoder(name: str) -> Encoder:
     return Encoder(ready, reference)
 
 
-def main() -> dict[str, object]:
+def main() -> None:
     """Every set."""
-    names = [item.partition("=")[2] for item in sys.argv[1:] if item.startswith("--encoder=")]
-    encoders = [encoder(name) for name in names]
-    return {name: found(name, encoders) for name in ("boolq", "stories")}
-
-
-if __name__ == "__main__":
-    result = main()
-    for name, told in result.items() if "--json" not in sys.argv else ():
-        assert isinstance(told, dict)
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("--encoder", action="append", default=[], metavar="NAME")
+    words.add_argument("--json", action="store_true", help="one JSON object and nothing else")
+    asked = words.parse_args()
+    if "BURNISH_SHARED" not in os.environ:
+        words.error("set BURNISH_SHARED to the folder that holds data/")
+    encoders = [encoder(name) for name in asked.encoder]
+    result = {name: found(name, encoders) for name in ("boolq", "stories")}
+    for name, told in result.items() if not asked.json else ():
         for key, value in told.items():
             print(f"{name:8} {key:28} {value}")
     print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

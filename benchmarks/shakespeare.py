@@ -10,6 +10,7 @@ differ by more than 0.03.
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import sys
@@ -111,7 +112,11 @@ def ours(train: str, held: str, letters: list[str], seed: int, folder: Path) -> 
 
 
 def main() -> int:
-    text = Path(sys.argv[1]).read_text(encoding="utf-8")
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("text", type=Path)
+    words.add_argument("--json", action="store_true")
+    asked = words.parse_args()
+    text = asked.text.read_text(encoding="utf-8")
     letters = sorted(set(text))
     cut = int(len(text) * 0.9)
     ids = torch.tensor([letters.index(letter) for letter in text])
@@ -129,7 +134,7 @@ def main() -> int:
         "difference": round(value - reference, 4),
         "seconds": [round(middle - clock, 1), round(time.time() - middle, 1)],
     }
-    print(json.dumps(told) if "--json" in sys.argv else "\n".join(f"{key:14} {item}" for key, item in told.items()))
+    print(json.dumps(told) if asked.json else "\n".join(f"{key:14} {item}" for key, item in told.items()))
     return int(abs(value - reference) > 0.03)
 
 
