@@ -22,6 +22,14 @@ Kind = Literal["decoder", "encoder", "encoder-decoder"]
 BUNDLED = Path(__file__).parent.parent / "bundled"
 HEADER_LIMIT = 100_000_000
 REFUSED = ("auto_map", "custom_pipelines", "model_file", "trust_remote_code")
+CONTEXT = (  # names that configurations have for it
+    *("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "max_seq_len"),
+    "max_encoder_position_embeddings",
+)
+OFFSET = (  # model types whose positions start after the padding index
+    *("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm", "mpnet", "longformer"),
+    *("data2vec-text", "xmod", "ibert"),
+)
 LIMITS = {  # far above any real model, far below what hangs a machine before its memory is even asked for
     **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers", "encoder_layers", "decoder_layers"), 2_000),
     **dict.fromkeys(("hidden_size", "d_model", "n_embd", "intermediate_size", "d_ff", "vocab_size"), 10_000_000),
@@ -49,7 +57,10 @@ class Base:
     @property
     def width(self) -> int:
         """Hidden size."""
-        return int(self.config.get("hidden_size", self.config.get("d_model", self.config.get("n_embd", 512))))
+        inner = self.config.get("text_config")
+        text = inner if isinstance(inner, dict) else self.config
+        known = [int(text[key]) for key in ("hidden_size", "d_model", "n_embd", "dim", "emb_dim") if key in text]
+        return known[0] if known else 512
 
 
 @dataclass(frozen=True)
@@ -121,18 +132,11 @@ def inspect(name: str, folder: str = ".", random: bool = False) -> Base:
     tokenizer_file = path / "tokenizer.json"
     if tokenizer_file.exists():
         digest.update(tokenizer_file.read_bytes())
-    context = next(
-        (
-            int(config[key])
-            for key in ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length")
-            if isinstance(config.get(key), int)
-        ),
-        0,
-    )
-    if config.get("model_type") in ("roberta", "xlm-roberta", "camembert"):
-        context -= 2  # positions start after the padding index
     inner = config.get("text_config")
     text = inner if isinstance(inner, dict) else config
+    context = next((int(text[key]) for key in CONTEXT if isinstance(text.get(key), int)), 0)
+    if config.get("model_type") in OFFSET:
+        context -= int(config.get("pad_token_id", 1) or 0) + 1
     return Base(
         name,
         path,

@@ -20,13 +20,15 @@ from torch import Tensor, nn
 
 from burnish.models import attention
 from burnish.models.attention import Seat
-from burnish.models.base import Base, Head
+from burnish.models.base import OFFSET, Base, Head
 from burnish.models.layout import Layout, Spans, rounded
-from burnish.tokens.batch import Batch, filled, join
+from burnish.tokens.batch import Batch, collate, filled, join
 from burnish.tokens.rows import Tokens
 
 LAYERS = {"full_attention", "sliding_attention"}  # what packed attention knows of a config's layer_types
-LOCAL = ("attention_chunk_size", "attention_types", "attention_window", "local_attention")  # short probes do not see it
+LOCAL = (  # short probes do not see it
+    *("attention_chunk_size", "attention_types", "attention_window", "expert_capacity", "local_attention"),
+)
 FIRST, OTHER, SECOND = (5, 9, 6, 8), (7, 6, 9, 5), (8, 5, 9)  # ids to prove packing with
 
 
@@ -226,7 +228,7 @@ class Model(nn.Module):
     def packs(self) -> bool:
         """Whether packed documents are kept apart, shown on this very model with three short ones.
 
-        A second document must say the same whatever stands before it, to the last bit, and what it says alone.
+        A second document must say the same whatever stands before it, to the last bit, and what it says as a plain row.
         """
         config = self.base.config
         if not set(config.get("layer_types") or LAYERS) <= LAYERS or any(config.get(key) for key in LOCAL):
@@ -235,10 +237,10 @@ class Model(nn.Module):
         self.eval()
         try:
             with torch.no_grad():
-                both, other, alone = (self._probe(rows) for rows in ((FIRST, SECOND), (OTHER, SECOND), (SECOND,)))
+                both, other, alone = (self._probe(*rows) for rows in ((FIRST, SECOND), (OTHER, SECOND), (SECOND,)))
                 if self.base.kind == "decoder":
                     return torch.equal(both[-1], other[-1]) and _near(both[-1], alone[-1])
-                turned = self._probe((SECOND, FIRST))
+                turned = self._probe(SECOND, FIRST)
                 return torch.equal(both[-1], other[-1]) and _near(both[-1], alone[-1]) and _near(turned[0], alone[-1])
         except Exception:  # whatever an unknown architecture raises: it is not for packs
             return False
@@ -276,8 +278,8 @@ class Model(nn.Module):
             self.train(was)
             self.seat.layout, self.states = layout, states
 
-    def _probe(self, rows: Any) -> list[Tensor]:
-        """What the model says of each of some short rows in one pack."""
+    def _probe(self, *rows: tuple[int, ...]) -> list[Tensor]:
+        """What the model says of each of some short rows in one pack; of a single row as transformers reads it."""
         size = self.base.vocabulary or 10
         made = []
         for row in rows:
@@ -285,14 +287,13 @@ class Model(nn.Module):
             source = ids[::-1].copy() if self.base.kind == "encoder-decoder" else None
             made.append(Tokens(ids, np.ones(len(ids), np.float32), "", "", source))
         made[0].weights[0] = 0
-        batch = join(made).to(self.device)
+        batch = (join(made) if len(made) > 1 else collate(made, 0)).to(self.device)
         with self._seated(batch):
             if self.head.kind in ("classes", "multi", "number"):
                 return list(self._pooled(batch))
-            told = (
-                self._features(batch) if self.head.kind == "none" else self._asked(batch, torch.arange(batch.ends[-1]))
-            )
-            return [told[0, a:b] for a, b in pairwise(batch.ends)]
+            every = torch.arange(batch.ids.shape[1])
+            told = self._features(batch) if self.head.kind == "none" else self._asked(batch, every)
+            return [told[0, a:b] for a, b in pairwise(batch.ends or (0, len(every)))]
 
     @cached_property
     def lays_bare(self) -> bool:
@@ -329,9 +330,6 @@ class Model(nn.Module):
     def trainable(self) -> dict[str, nn.Parameter]:
         """Parameters that training moves, by their file names (shared ones once)."""
         return {name: value for name, value in self.hf.named_parameters() if value.requires_grad}
-
-
-OFFSET = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm", "mpnet", "longformer")
 
 
 def _layout(batch: Batch) -> Layout:

@@ -21,7 +21,7 @@ from burnish.models.attention import attend
 from burnish.models.fused import Gated, Turned, rms_norm
 from burnish.models.places import present
 
-Proven = dict[tuple[type, str], bool]
+Proven = dict[tuple[type, str, frozenset[Any]], bool]
 _PROVEN: WeakKeyDictionary[nn.Module, Proven] = WeakKeyDictionary()
 FEW = 8  # rows of a product below which oneDNN's is no faster than MKL's, or sums in another order than for many
 
@@ -29,9 +29,9 @@ FEW = 8  # rows of a product below which oneDNN's is no faster than MKL's, or su
 def install(hf: nn.Module, proven: Proven | None = None) -> dict[str, int]:
     """Let the norms, gated layers and attention of a transformers model train by these; returns how many of each.
 
-    The first module of every class is tried on random numbers beside its own forward pass; a class that does not
-    compute the same (Gemma's 1 + weight, a partial rotation, another activation) is left alone.  A model without
-    weights has nothing to try: its modules are taken at their names.  proven: what is known of classes, added to.
+    The first module of every class and settings is tried on random numbers beside its own forward pass; one that does
+    not compute the same (Gemma's 1 + weight, a partial rotation, layers without one) is left alone with its like.  A
+    model without weights has nothing to try: its modules are taken at their names.  proven: what is known, added to.
     """
     bare = any(value.is_meta and not hasattr(value, "place") for value in hf.parameters())
     done = dict.fromkeys((name for name, *_ in STEPS), 0)
@@ -40,7 +40,7 @@ def install(hf: nn.Module, proven: Proven | None = None) -> dict[str, int]:
         for name, suits, quick, trial in STEPS:
             if not suits(module) or hasattr(module, "plain_forward"):
                 continue
-            key = type(module), name
+            key = type(module), name, _settings(module)
             if key not in proven:
                 with present(module):
                     proven[key] = bare or _same(module, quick, trial)
@@ -92,6 +92,12 @@ def _onednn() -> bool:
     """Whether oneDNN can be called so, and this is such a processor."""
     known = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     return known and torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+def _settings(module: nn.Module) -> frozenset[tuple[str, Any]]:
+    """What may make modules of one class compute differently, such as SmolLM3's layers without rotation."""
+    own = ((name, value) for name, value in vars(module).items() if name not in ("layer_idx", "training"))
+    return frozenset((name, value) for name, value in own if isinstance(value, bool | int | float | str))
 
 
 def _same(module: nn.Module, quick: Callable[..., Any], trial: Callable[[nn.Module], dict[str, Any]]) -> bool:
