@@ -1,6 +1,6 @@
-"""What a rank holds in memory while a base is read and tuned by LoRA, cut over several, against one that holds it all.
+"""What a rank holds in memory while a base is read and tuned, cut over several, against one that holds it all.
 
-    python benchmarks/sharded.py [--ranks 1,2] [--layers 18] [--steps 3] [--json]
+    python benchmarks/sharded.py [--rung lora|qlora] [--ranks 1,2] [--layers 18] [--steps 3] [--json]
 
 A Llama of random bfloat16 weights (1,536 wide, 6,144 inside, vocabulary 32,000; 18 layers have 778 M weights, 1.56 GB)
 in files of 300 MB, tuned by `burnish.train` in bfloat16 on the CPU.  Of each rank the largest resident memory the
@@ -69,7 +69,7 @@ def make(folder: Path, layers: int) -> None:
         csv.writer(stream).writerows([["prompt", "completion"], *([f"Say {i}.", f"It is {i}."] for i in range(40))])
 
 
-def rank(folder: Path, ranks: int, steps: int) -> None:
+def rank(folder: Path, rung: str, ranks: int, steps: int) -> None:
     """One process of several, or the only one."""
     from burnish import workflow
     from burnish.train import sharded, tune
@@ -86,13 +86,14 @@ def rank(folder: Path, ranks: int, steps: int) -> None:
             seen["loss"] = event.numbers["loss"]
 
     told = ("train.precision=bf16", f"train.max_steps={steps}", "train.micro_tokens=512")
-    workflow.train(str(folder / "task.yaml"), rung="lora", shard=ranks > 1, set=told, say=say)
+    workflow.train(str(folder / "task.yaml"), rung=rung, shard=ranks > 1, set=told, say=say)
     seen["ended"] = peak()
     (folder / f"seen-{ranks}-{os.environ.get('RANK', 0)}.json").write_text(json.dumps(seen))
 
 
 def main() -> None:
-    told = argparse.ArgumentParser()
+    told = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    told.add_argument("--rung", default="lora")
     told.add_argument("--ranks", default="1,2")
     told.add_argument("--layers", type=int, default=18)
     told.add_argument("--steps", type=int, default=3)
@@ -101,7 +102,7 @@ def main() -> None:
     told.add_argument("--of", type=int, help=argparse.SUPPRESS)
     asked = told.parse_args()
     if asked.folder:
-        return rank(Path(asked.folder), asked.of, asked.steps)
+        return rank(Path(asked.folder), asked.rung, asked.of, asked.steps)
     from burnish.train import launch
 
     result: dict[str, Any] = {}
@@ -115,7 +116,8 @@ def main() -> None:
         result["base"] = round(sum(path.stat().st_size for path in (folder / "base").glob("*.safetensors")) / 1e6)
         for ranks in map(int, asked.ranks.split(",")):
             os.environ["BURNISH_HOME"] = str(folder / f"home-{ranks}")
-            words = [sys.executable, __file__, "--folder", place, "--of", str(ranks), "--steps", str(asked.steps)]
+            words = [sys.executable, __file__, "--folder", place, "--rung", asked.rung, "--of", str(ranks)]
+            words += ["--steps", str(asked.steps)]
             launch.run(words, launch.Cluster(ranks), folder / "logs", lambda told: None)
             result[str(ranks)] = [json.loads((folder / f"seen-{ranks}-{i}.json").read_text()) for i in range(ranks)]
     if asked.json:

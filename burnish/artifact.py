@@ -152,7 +152,7 @@ def save(artifact: Artifact, model: Model | None, folder: Path, card: str = "") 
 def lend(artifact: Artifact, model: Model) -> None:
     """Take part in another process' `save` of a model that is cut over processes: bring one's share of each tensor."""
     adapter = kinds.load("adapters", artifact.adapter)
-    for value in (adapter.stored(model) if adapter.CARRIES_BASE else adapter.tensors(model)).values():
+    for value in getattr(adapter, "stored", adapter.tensors)(model).values():
         places.whole(value)
 
 

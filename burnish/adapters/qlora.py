@@ -15,6 +15,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from burnish.adapters import _lora, _peft
 from burnish.adapters._lora import Settings, disabled
 from burnish.adapters._peft import tensors
@@ -62,6 +64,12 @@ def save(model: Model, folder: Path, base: str) -> None:
     (folder / "quantization.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
 
 
+def stored(model: Model) -> dict[str, Tensor]:
+    """What `save` asks of every process that has a part of the model: the update, and the base for its hash."""
+    small = quantize.layers(model.hf).items()
+    return tensors(model) | {f"{name}.{part}": getattr(item, part) for name, item in small for part in quantize.CUT}
+
+
 def load(model: Model, folder: Path) -> None:
     """Quantise a freshly loaded base where it is not, and put the update of `save` onto it.
 
@@ -86,5 +94,6 @@ __all__ = [
     "load",
     "merge",
     "save",
+    "stored",
     "tensors",
 ]

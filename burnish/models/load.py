@@ -30,8 +30,8 @@ def load(
 
     files: read the weights here instead (an artifact's), where nothing may be missing.
     quantised: linear layers become NF4 as they are read; memory peaks near the quantised size.
-    outlined: weights stay in their files until each of several processes takes its part (places.py), where that can
-    be: random ones and quantised layers are had at once.
+    outlined: weights stay in their files until each of several processes takes its part (places.py); random ones are
+    had at once.
     """
     import transformers
 
@@ -45,22 +45,20 @@ def load(
         heads = frozenset[str]() if head.kind in ("language", "none") else _head_names(hf)
         language = head.kind == "language"
         weights = None if base.random and files is None else folder
-        outlined = outlined and weights is not None and not quantised
+        outlined = outlined and weights is not None
         if not outlined:
             _check_room(hf, shards.linears(hf, language, heads) if quantised else (), folder)
         torch.manual_seed(seed)
-        missing = None
-        if quantised:
-            missing = shards.fill(hf, weights, language, heads)
-        elif weights is not None:
-            missing = places.outline(hf, folder)
+        missing = frozenset[str]()
+        if weights is not None:
+            missing = shards.outline(hf, folder, language, heads) if quantised else places.outline(hf, folder)
             if not outlined:
                 places.fill(hf, torch.device("cpu"))
-        if missing is None:
+        elif not (quantised and shards.draw(hf, language, heads)):
             torch.manual_seed(seed)
-            hf, missing = auto.from_config(config, dtype=dtype), frozenset()
+            hf = auto.from_config(config, dtype=dtype)
             if quantised:
-                shards.compress(hf, shards.linears(hf, language, missing | heads))
+                shards.compress(hf, shards.linears(hf, language, heads))
     except ModelError:
         raise
     except Exception as problem:
@@ -71,7 +69,6 @@ def load(
         raise ModelError(what, str(folder), "fetch them anew")
     had = [(name, value) for name, value in hf.named_parameters() if not value.is_meta]  # others are judged when read
     bad = [name for name, value in had if not torch.isfinite(value).all()]
-    bad += [name for name, item in quantize.layers(hf).items() if not torch.isfinite(item.packed.mean)]
     if bad:
         raise ModelError(f"{len(bad)} tensors hold NaN or infinity, first {bad[0]}", str(folder), "fetch them anew")
     if head.kind not in ("language", "none") and base.kind == "decoder" and not hasattr(hf, "score"):
@@ -215,6 +212,6 @@ def count(parameters: Sequence[nn.Parameter] | Any) -> int:
 
 
 def count_whole(hf: nn.Module) -> int:
-    """How many parameters a model has, those in 4 bits too, whose packed bytes are no parameters."""
-    small = quantize.layers(hf).values()
-    return count(hf.parameters()) + sum(item.in_features * item.out_features for item in small)
+    """How many parameters a model has, those in 4 bits too, not their packed bytes."""
+    small = sum(item.in_features * item.out_features for item in quantize.layers(hf).values())
+    return small + count(value for value in hf.parameters() if value.is_floating_point())

@@ -158,8 +158,10 @@ def complete(hf: Any, wanted: Callable[[str, Tensor], bool]) -> None:
 @contextmanager
 def present(module: nn.Module) -> Iterator[None]:
     """Within it a module has the weights that otherwise stay in their files."""
-    lent = []
+    lent, layers = [], quantised(module)
     try:
+        for layer in layers.values():
+            layer.read()
         for value in module.parameters():
             if place := getattr(value, "place", None):
                 held = nn.Parameter(place.rows().to(value.dtype), value.requires_grad)
@@ -167,6 +169,8 @@ def present(module: nn.Module) -> Iterator[None]:
                 torch.utils.swap_tensors(value, held)
         yield
     finally:
+        for layer in layers.values():
+            layer.leave()
         for value, held in lent:
             torch.utils.swap_tensors(value, held)
 
@@ -178,14 +182,27 @@ def of(module: nn.Module) -> dict[str, Place]:
 
 def read(name: str, place: Place, dtype: torch.dtype, start: int = 0, end: int | None = None) -> Tensor:
     """Rows start .. end of a tensor in this type; raises ModelError where a number is not finite."""
-    value = place.rows(start, end).to(dtype)
+    return finite(name, place.rows(start, end).to(dtype))
+
+
+def finite(name: str, value: Tensor) -> Tensor:
+    """The value; raises ModelError where a number is not finite."""
     if not torch.isfinite(value).all():
         raise ModelError(f"{name} holds NaN or infinity", do="fetch the model's files anew")
     return value
 
 
+def quantised(module: nn.Module) -> dict[str, Any]:
+    """The layers in 4 bits whose weights still stand in their files (quantize.Linear4), by name."""
+    return {name: item for name, item in module.named_modules() if getattr(item, "place", None) is not None}
+
+
 def fill(module: nn.Module, device: torch.device) -> None:
-    """Read every parameter that still stands in its file, one after the other, in the type it has."""
+    """Read every weight that still stands in its file, one after the other, in the type it has."""
+    for name, layer in quantised(module).items():
+        layer.read()
+        finite(name, layer.packed.mean)
+        layer.place = None
     for name, value in module.named_parameters():
         if place := getattr(value, "place", None):
             whole = nn.Parameter(read(name, place, value.dtype).to(device), value.requires_grad)

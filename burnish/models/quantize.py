@@ -21,12 +21,16 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
-from burnish.models import kernels
+from burnish.models import kernels, places
 
 BLOCK = 64  # weights that share a scale
 GROUP = 256  # scales that share a step
 BITS = 4 + 8 / BLOCK + 32 / (BLOCK * GROUP)  # a weight, all told: 4.127
+ALONE = (
+    1 << 14
+)  # numbers that torch adds up in one thread: a sum in several depends on how many, and so would all scales
 CHUNK = 1 << 20  # weights in work at a time, so that what they pass through stays small beside a large layer
+CUT = "codes", "scales"  # what of a layer is cut over processes: all but 0.05 %
 
 NF4 = (  # quantiles of N(0, 1) between .9677083 and .5 on either side, divided by the largest (appendix E)
     *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
@@ -64,12 +68,35 @@ def quantize(weight: Tensor, block: int = BLOCK) -> Packed:
 
     block: weights that share a scale, a multiple of 4; the last block may be short.
     """
-    codes, largest = _nearest(weight.reshape(-1), block, _levels(weight.device))
+    codes, largest = pack(weight.reshape(-1), block)
+    scales, steps, mean = scaled(largest)
+    return Packed(codes, scales, steps, mean, tuple(weight.shape), block)
+
+
+@torch.no_grad()
+def pack(flat: Tensor, block: int = BLOCK) -> tuple[Tensor, Tensor]:
+    """The codes of whole blocks of a tensor, two to a byte, and (blocks,) the largest absolute value of each."""
+    codes, largest = _nearest(flat, block, _levels(flat.device))
     if len(codes) % 2:
         codes = nn.functional.pad(codes, (0, 1), value=NF4.index(0.0))
-    mean = largest.mean()
-    scales, steps = _nearest(largest - mean, GROUP, _dynamic(weight.device))
-    return Packed(torch.add(codes[1::2], codes[::2], alpha=16), scales, steps, mean, tuple(weight.shape), block)
+    return torch.add(codes[1::2], codes[::2], alpha=16), largest
+
+
+@torch.no_grad()
+def scaled(largest: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The scales, steps and mean of a Packed, from the largest absolute value of every block."""
+    mean = torch.stack([part.sum() for part in largest.split(ALONE)]).cumsum(0)[-1] / len(largest)
+    scales, steps = _nearest(largest - mean, GROUP, _dynamic(largest.device))
+    return scales, steps, mean
+
+
+def hollow(shape: tuple[int, ...], block: int = BLOCK) -> Packed:
+    """A quantised tensor of this shape without its numbers (on the meta device)."""
+    numbers = math.prod(shape)
+    blocks = -(-numbers // block)
+    with torch.device("meta"):
+        codes, scales = (torch.empty(size, dtype=torch.uint8) for size in (-(-numbers // 2), blocks))
+        return Packed(codes, scales, torch.empty(-(-blocks // GROUP)), torch.empty(()), shape, block)
 
 
 @torch.no_grad()
@@ -164,16 +191,18 @@ class Linear4(nn.Module):
     """A frozen linear layer that holds its (out, in) weight as NF4; only a bias is kept as it was.
 
     transposed: it stands for GPT-2's Conv1D, which holds its weight as (in, out).
+    place: where its weight lies unquantised, while it has only been told so (places.py); None once it is read.
     """
+
+    place: places.Place | None = None
 
     def __init__(self, packed: Packed, bias: nn.Parameter | None, dtype: torch.dtype, transposed: bool = False) -> None:
         super().__init__()
         self.out_features, self.in_features = packed.shape
         self.block, self.transposed, self.bias = packed.block, transposed, bias
-        self.register_buffer("codes", packed.codes)
-        self.register_buffer("scales", packed.scales)
-        constants = torch.cat([packed.steps, packed.mean[None]])
-        self.register_buffer("constants", constants.view(torch.int32))  # as integers: Module.to(dtype) rounds floats
+        for name in ("codes", "scales", "constants"):
+            self.register_buffer(name, None)
+        self.hold(packed)
         self.register_buffer("unknown", torch.full((1, 1), torch.nan, dtype=dtype), persistent=False)
 
     @classmethod
@@ -184,6 +213,22 @@ class Linear4(nn.Module):
         weight = own.detach() if weight is None else weight
         packed = quantize(weight.T if transposed else weight)
         return cls(packed, layer.bias, own.dtype, transposed)  # type: ignore[arg-type]
+
+    def hold(self, packed: Packed) -> None:
+        """Take these numbers as its weight."""
+        self.codes, self.scales = packed.codes, packed.scales
+        constants = torch.cat([packed.steps, packed.mean[None]])
+        self.constants = constants.view(torch.int32)  # as integers: Module.to(dtype) rounds floats
+
+    def read(self) -> None:
+        """Quantise the weight that lies in its place."""
+        assert self.place is not None
+        value = self.place.rows()
+        self.hold(quantize(value.T if self.transposed else value))
+
+    def leave(self) -> None:
+        """Forget what was read, but for its place."""
+        self.hold(hollow((self.out_features, self.in_features), self.block))
 
     @property
     def packed(self) -> Packed:
@@ -230,5 +275,5 @@ def digest(quantised: Iterable[Linear4]) -> str:
     told = hashlib.sha256()
     for item in quantised:
         for part in (item.codes, item.scales, item.constants):
-            told.update(part.cpu().view(torch.uint8).numpy().data)
+            told.update(places.whole(part).cpu().view(torch.uint8).numpy().data)
     return told.hexdigest()

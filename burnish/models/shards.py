@@ -2,21 +2,22 @@
 
 In: a transformers model on the meta device, and the folder of its weights (or none: random ones).  Out: the same model,
 filled; its linear layers but the output layer and a new head are Linear4.  Where random weights cannot be drawn layer
-by layer, `fill` declines: load it whole then, and `compress`.
+by layer, `draw` declines: load it whole then, and `compress`.  `outline` leaves all in the files, for a process to take
+its `share` of.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from burnish.models import places
-from burnish.models.quantize import Linear4, Packed, quantize
+from burnish.models.quantize import Linear4, Packed, hollow, pack, quantize, scaled
 
 
 class _Unfit(Exception):
@@ -46,44 +47,67 @@ def compress(hf: Any, names: Iterable[str]) -> None:
         places.put(hf, name, Linear4.of(hf.get_submodule(name)))
 
 
-def fill(hf: Any, folder: Path | None, language: bool, heads: Collection[str]) -> frozenset[str] | None:
-    """Give a meta model its weights, float32 where they are not quantised; returns the names its files lack.
+def outline(hf: Any, folder: Path, language: bool, heads: Collection[str]) -> frozenset[str]:
+    """As `places.outline`, but what is to be quantised is a Linear4 that knows the place of its weight.
 
-    folder: None draws every weight, as transformers does, layer by layer.  heads: parameters of a new head.
-    Returns None, and leaves the model half filled, where random weights cannot be drawn one by one.
+    heads: parameters of a new head.
     """
-    try:
-        with torch.no_grad():
-            return _fill(hf, folder, language, heads)
-    except _Unfit:
-        return None
+    missing = places.outline(hf, folder)
+    for name in linears(hf, language, heads):
+        layer = hf.get_submodule(name)
+        if place := getattr(layer.weight, "place", None):
+            turned = isinstance(layer, Conv1D)
+            shape = tuple(layer.weight.T.shape if turned else layer.weight.shape)
+            made = Linear4(hollow(shape), layer.bias, torch.float32, turned)
+            made.place = place
+            places.put(hf, name, made)
+    return missing
 
 
-def _fill(hf: Any, folder: Path | None, language: bool, heads: Collection[str]) -> frozenset[str]:
+@torch.no_grad()
+def draw(hf: Any, language: bool, heads: Collection[str]) -> bool:
+    """Give a meta model random weights, as transformers does, layer by layer; float32 where they are not quantised.
+
+    Returns whether they could be drawn so; if not the model is left half filled.
+    """
     names = linears(hf, language, heads)
-    packed: dict[str, Packed] = {}
-    missing: set[str] | None = None
-    if folder:
-        state = hf.state_dict()
-        for name, place in places.find(hf, folder).items():
-            state.pop(name)
-            if name.endswith(".weight") and name[:-7] in names:
-                value = place.rows()
-                packed[name[:-7]] = quantize(value.T if isinstance(hf.get_submodule(name[:-7]), Conv1D) else value)
-            else:
-                like = hf.get_parameter_or_buffer(name)
-                value = place.rows().to(like.dtype)
-                places.put(hf, name, nn.Parameter(value) if isinstance(like, nn.Parameter) else value)
-                hf.get_parameter_or_buffer(name)._is_hf_initialized = True
-        names, missing = list(packed), set(state)
     places.complete(hf, lambda name, value: name[:-7] not in names and name not in hf.all_tied_weights_keys)
-    hf.tie_weights(missing_keys=missing, recompute_mapping=False)
-    if not folder:
+    hf.tie_weights(recompute_mapping=False)
+    try:
         packed = _drawn(hf, names)
+    except _Unfit:
+        return False
     for name in names:
         layer = hf.get_submodule(name)
         places.put(hf, name, Linear4(packed.pop(name), layer.bias, torch.float32, isinstance(layer, Conv1D)))
-    return frozenset(missing or ())
+    return True
+
+
+@torch.no_grad()
+def share(
+    name: str, layer: Linear4, codes: tuple[int, int], scales: tuple[int, int], agree: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The part of a layer, still in its file, that one of several processes keeps: codes, scales, all constants.
+
+    codes, scales: from and to which byte of each.  Of the file are read the rows in which the blocks of those codes
+    lie; all of them of a transposed layer.  agree: the largest numbers that any process has, one by one: each knows
+    its own blocks', zeros else, and scales are relative to the mean of all.  Together the parts are `quantize`'s, bit
+    by bit, wherever they are cut.  Raises ModelError where a number is not finite.
+    """
+    assert layer.place is not None
+    block, width, largest = layer.block, layer.in_features, torch.zeros(len(layer.scales))
+    first, last = 2 * codes[0] // block, -(-2 * codes[1] // block)  # blocks that the codes lie in
+    if layer.transposed:
+        start, value = 0, layer.place.rows().T
+    else:
+        start, value = first * block // width, layer.place.rows(first * block // width, -(-last * block // width))
+    flat = value.reshape(-1)[first * block - start * width : last * block - start * width]
+    own, told = pack(flat, block)
+    largest[first:last] = places.finite(name, told)
+    small, steps, mean = scaled(agree(largest))
+    skipped = codes[0] - first * block // 2
+    constants = torch.cat([steps, mean[None]]).view(torch.int32)
+    return own[skipped : skipped + codes[1] - codes[0]], small[scales[0] : scales[1]].clone(), constants
 
 
 def _drawn(hf: Any, names: Iterable[str]) -> dict[str, Packed]:

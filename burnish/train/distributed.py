@@ -4,8 +4,8 @@ In: the environment that torchrun (or `launch.py`) gives each process, and a mod
 reads the same with one process and with many.  The rows of a step do not depend on how many ranks there are: each takes
 a share of them, weights and losses are summed over all, and gradients are summed, never averaged.
 
-`Replicated`: every rank holds the whole model, and gradients are all-reduced.  A model that is too large for that is
-cut over the ranks: sharded.py.
+`Replicated`: every rank holds the whole model, and gradients are all-reduced.  `Sharded`: a model that is too large for
+that is cut over the ranks (sharded.py).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,10 +24,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from burnish.errors import TrainError
-from burnish.models import places
+from burnish.models import placement, places
 from burnish.models.model import Model
 from burnish.tokens.batch import Batch, Batches
-from burnish.train import checkpoint, memory
+from burnish.train import checkpoint, memory, sharded
 from burnish.train.checkpoint import Checkpoint
 
 BUCKET = 64 << 20  # bytes of gradients that travel at once
@@ -42,7 +42,7 @@ class Ranks:
 
     rank: int = 0
     size: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: placement.best())
     local: int = 1
 
     @property
@@ -122,10 +122,8 @@ class Replicated(Ranks):
                 for value in model.trainable().values():  # drawn from one seed; now surely equal
                     dist.broadcast(value, 0)
             return self, precision
-        from burnish.train import sharded
-
         sharded.cut(model, self.device, precision)
-        return sharded.Sharded(self.rank, self.size, self.device, self.local, True), torch.float32
+        return Sharded(self.rank, self.size, self.device, self.local, True), torch.float32
 
     def sum(self, *values: float) -> list[float]:
         told = self._each(*values)
@@ -142,7 +140,7 @@ class Replicated(Ranks):
         text = json.dumps(value).encode() if self.rank == source else b""
         size = torch.tensor(len(text), device=self.device)
         dist.broadcast(size, source)
-        data = torch.tensor(list(text) or [0] * int(size), dtype=torch.uint8, device=self.device)
+        data = torch.frombuffer(bytearray(text or int(size)), dtype=torch.uint8).to(self.device)
         dist.broadcast(data, source)
         return json.loads(bytes(data.tolist()))
 
@@ -188,6 +186,70 @@ class Replicated(Ranks):
         if self.main:
             return checkpoint.save(folder, step, tensors, state, identity)
         return folder / f"{step:06d}"
+
+
+class Sharded(Replicated):
+    """Every rank holds its share of each weight and fetches the rest of a layer when it comes to it.
+
+    Fetching is collective, so all ranks run equally many micro-batches: who has fewer runs one again, for nothing.
+    """
+
+    def passes(self, own: Iterable[Batch], batches: Batches) -> Iterable[tuple[Batch, bool]]:
+        own = list(own)
+        most = int(max(row[0] for row in self._each(len(own))))
+        return [(batch, True) for batch in own] + [(batches.spare(), False)] * (most - len(own))
+
+    def together(self, work: Callable[[], T]) -> T:
+        try:
+            return work()
+        except Exception as problem:
+            if not memory.ran_out(problem):
+                raise
+            raise TrainError(  # the others wait inside a layer: there is no going on together
+                "Out of memory",
+                f"rank {self.rank} of {self.size}",
+                "lower train.micro_tokens or data.max_length, or use more devices; the last checkpoint is intact",
+            ) from None
+
+    def reduce(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Nothing is left to do: backward has scattered the sums."""
+
+    def whole(self, value: Tensor) -> Tensor:
+        return places.whole(value)
+
+    def tensors(self, found: Checkpoint, group: str, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return sharded.tensors(found, group, like)
+
+    def save(
+        self,
+        folder: Path,
+        step: int,
+        tensors: Mapping[str, Mapping[str, Tensor]],
+        state: Mapping[str, Any],
+        identity: Mapping[str, Any],
+    ) -> Path:
+        if not self.main:
+            if staged := self.tell(None):
+                self._write(Path(staged), tensors)
+            return folder / f"{step:06d}"
+        begun = []
+
+        def write(staged: Path) -> dict[str, dict[str, Any]]:
+            begun.append(self.tell(str(staged)))
+            return self._write(staged, tensors)
+
+        path = checkpoint.save(folder, step, tensors, state, identity, shards=write)
+        if not begun:  # that step was saved before
+            self.tell("")
+        return path
+
+    def _write(self, staged: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Any]]:
+        """Every rank writes its own shards; returns the entries of all files."""
+        own = sharded.write(staged, tensors, self.rank)
+        return {name: item for rank in range(self.size) for name, item in self.tell(own, rank).items()}
+
+    def settle(self, model: Model) -> None:
+        sharded.settle(model)
 
 
 def visible() -> int:

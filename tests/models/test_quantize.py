@@ -89,6 +89,18 @@ def test_a_large_tensor_is_cut_without_a_seam(monkeypatch):
     assert torch.equal(quantize.dequantize(whole), made)
 
 
+def test_threads_do_not_show_in_the_scales():
+    """An artifact knows its 4-bit base by a hash, on a laptop and on a rank that has one thread."""
+    largest = normal(150_000, seed=12).abs()  # torch.mean gives three results with 1, 2 and 3 threads
+    threads = torch.get_num_threads()
+    made = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        made.append(quantize.scaled(largest))
+    torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for other in made[1:] for a, b in zip(made[0], other, strict=True))
+
+
 def test_a_number_that_is_none_shows_in_the_constants():
     for bad in (math.nan, math.inf):
         weight = normal(8, 64)

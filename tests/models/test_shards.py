@@ -3,15 +3,19 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import tiny
 import torch
 import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from burnish.errors import ModelError
 from burnish.models import base, load, quantize, shards
+from burnish.models.quantize import Linear4
 
 CASES = [(kind, head) for kind in tiny.KINDS for head in ("language", "classes")]
 
@@ -37,6 +41,38 @@ def test_read_one_by_one_or_whole_is_the_same(kind, head, tmp_path_factory):
     assert same(model, whole(found, head))
     assert model.fresh == load.load(found, tiny.HEADS[head]).fresh
     assert not any(value.is_meta for value in (*model.hf.parameters(), *model.hf.buffers()))
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 90), st.integers(1, 7), st.booleans(), st.integers(0, 9))
+def test_shares_are_what_one_process_quantises(rows, width, ranks, transposed, seed):
+    """Wherever blocks of 64 weights end, and the shares of ranks; a rank reads no more rows than its share lies in."""
+    weight = torch.randn(rows, width, generator=torch.Generator().manual_seed(seed)) * 0.02
+    whole, layer = quantize.quantize(weight), Linear4(quantize.hollow((rows, width)), None, torch.float32, transposed)
+    read = []
+
+    def part(start=0, end=None):
+        read.append((weight.T if transposed else weight)[start:end].clone())
+        return read[-1]
+
+    layer.place = SimpleNamespace(rows=part)
+
+    def cut(parts, rank):
+        each = -(-len(parts) // ranks)
+        return min(rank * each, len(parts)), min((rank + 1) * each, len(parts))
+
+    told = []
+    for agree in (lambda own: told.append(own) or own, lambda own: torch.stack(told).amax(0)):
+        shares = [
+            shards.share("it", layer, cut(whole.codes, rank), cut(whole.scales, rank), agree) for rank in range(ranks)
+        ]
+    codes, scales, constants = zip(*shares, strict=True)
+    assert torch.equal(torch.cat(codes), whole.codes)
+    assert torch.equal(torch.cat(scales), whole.scales)
+    layer.hold(whole)
+    assert all(torch.equal(own, layer.constants) for own in constants)
+    share = -(-len(whole.codes) // ranks) * 2
+    assert transposed or max(part.numel() for part in read) <= share + 2 * (quantize.BLOCK + width)
 
 
 def test_every_shard_is_read(tmp_path, tmp_path_factory):
@@ -78,7 +114,7 @@ def test_a_weight_that_is_no_number_is_refused(number, tmp_path, tmp_path_factor
         kept["model.layers.1.mlp.up_proj.weight"][3, 5] = number
 
     found = damaged(tmp_path / "made", tiny.folder("llama", tmp_path_factory), spoil)
-    with pytest.raises(ModelError, match="NaN or infinity, first model"):
+    with pytest.raises(ModelError, match=r"up_proj.* holds NaN or infinity"):
         load.load(found, tiny.HEADS["language"], quantised=True)
 
 

@@ -21,18 +21,19 @@ from torch.distributed.tensor import DTensor
 
 from burnish import kinds
 from burnish.errors import ModelError
-from burnish.models import base, load, places, quicken
+from burnish.models import base, load, places, quantize, quicken
 from burnish.models.model import Model
 from burnish.train import distributed, loop
 from burnish.train.distributed import Ranks
 
-RUNGS = ("full", "lora", "dora", "partial", "prompt-tuning")
+RUNGS = ("full", "lora", "dora", "partial", "prompt-tuning", "qlora")
 SETTINGS: dict[str, dict[str, Any]] = {"dora": {"use_dora": True}}
 
 
 def made(folder: Path, rung: str, head: str, outlined: bool) -> Model:
     """A base with an adapter, as `tune` makes them."""
-    model = load.load(base.inspect(str(folder)), tiny.HEADS[head], dropout=0.0, outlined=outlined)
+    found, small = base.inspect(str(folder)), rung == "qlora"
+    model = load.load(found, tiny.HEADS[head], dropout=0.0, quantised=small, outlined=outlined)
     adapter = kinds.load("adapters", "lora" if rung == "dora" else rung)
     adapter.attach(model, SETTINGS.get(rung, {}), 0.0, 3)
     quicken.install(model.hf)
@@ -59,7 +60,8 @@ def shares(folder: Path, ranks: Ranks) -> dict[str, Any]:
         head = "classes" if kind in tiny.ENCODERS else "language"
         source = folder / "models" / f"tiny-{kind}"
         model, whole = (made(source, rung, head, outlined) for outlined in (True, False))
-        waiting = places.of(model)
+        waiting, small = places.of(model), places.quantised(model).values()
+        numbers = sum(layer.in_features * layer.out_features for layer in small)
         sizes.clear()
         sharded, _ = ranks.prepare(model, torch.float32)
         read = list(sizes)
@@ -67,6 +69,7 @@ def shares(folder: Path, ranks: Ranks) -> dict[str, Any]:
         expected, own = dict(whole.hf.state_dict()), dict(model.hf.state_dict())
         told = dict(model.named_parameters())
         kept = [value.to_local().nbytes for name, value in told.items() if name in waiting]
+        kept += [8 * layer.codes.to_local().nbytes for layer in small]  # of two weights in float32
         batch = tiny.collate(tiny.rows(kind, "classes" if head == "classes" else "answers", root), 0)
         with torch.no_grad():
             apart = float((model(batch).logits - whole(batch).logits).abs().max())
@@ -74,12 +77,12 @@ def shares(folder: Path, ranks: Ranks) -> dict[str, Any]:
             "equal": own.keys() == expected.keys()
             and all(torch.equal(places.whole(value), expected[name]) for name, value in own.items()),
             "cut": all(isinstance(value, DTensor) for value in told.values()),
-            "tied": len(told) == len(dict(whole.named_parameters())),
+            "tied": len(told) == len(dict(whole.named_parameters())) + len(quantize.CUT) * len(small),
             "packs": [model.packs == whole.packs, model.lays_bare == whole.lays_bare],
             "apart": apart,
             "read": sum(read),
             "kept": sum(kept),
-            "whole": sum(value.numel() * 4 for name, value in whole.named_parameters() if name in waiting),
+            "whole": 4 * (sum(item.numel() for name, item in whole.named_parameters() if name in waiting) + numbers),
             "largest": max(read),
         }
     try:
