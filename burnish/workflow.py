@@ -250,13 +250,14 @@ def advise(task: str, *, set: Sequence[str] = (), changing: str = "", say: Say |
     from burnish import taskfile
     from burnish.climb.ladder import ready
     from burnish.climb.probe import probe
-    from burnish.evaluate import diagnose
+    from burnish.evaluate import advice
+    from burnish.evaluate.facts import Changing
 
-    if changing not in get_args(diagnose.Changing):
-        what, do = unknown("value of --changing", changing, filter(None, get_args(diagnose.Changing)))
+    if changing not in get_args(Changing):
+        what, do = unknown("value of --changing", changing, filter(None, get_args(Changing)))
         raise TaskError(what, "--changing", do)
     ladder = ready(taskfile.read(task, set), begin=False)
-    return diagnose.advise(probe(ladder, cast(diagnose.Changing, changing), say or _quiet)).to_json()
+    return advice.advise(probe(ladder, cast(Changing, changing), say or _quiet)).to_json()
 
 
 def predict(artifact: str, data: str, *, out: str, say: Say | None = None) -> dict[str, Any]:

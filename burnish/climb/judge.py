@@ -22,10 +22,10 @@ from burnish.climb.rungs import made
 from burnish.evaluate import card, report, scores, verdict
 from burnish.evaluate import cost as costs
 from burnish.evaluate import predict as predicting
+from burnish.evaluate.advice import next_steps
 from burnish.evaluate.compare import Sides
 from burnish.evaluate.cost import Prices
 from burnish.evaluate.curve import Learning, learning
-from burnish.evaluate.diagnose import next_steps
 from burnish.generate.engine import Sampling
 from burnish.generate.pieces import continued
 from burnish.models import base as models

@@ -1,6 +1,6 @@
 """The cheap probes behind `burnish advise`: what the data and the base say before anything is trained.
 
-In: a Ladder and what the person says of how fast the facts change.  Out: Facts for evaluate/diagnose.py.  The base
+In: a Ladder and what the person says of how fast the facts change.  Out: Facts for evaluate/advice.py.  The base
 answers at most 100 validation rows; of the test rows only the texts are looked at, for leaks.
 """
 
@@ -15,9 +15,9 @@ from burnish import kinds
 from burnish.artifact import Artifact
 from burnish.climb.foresee import foresee
 from burnish.climb.ladder import Ladder
-from burnish.evaluate import diagnose, scores
 from burnish.evaluate import predict as predicting
-from burnish.evaluate.diagnose import Changing, Facts
+from burnish.evaluate import scores
+from burnish.evaluate.facts import Changing, Facts, agreement, conflicts, leaks, novelty, obedience
 from burnish.metrics._text import gold
 from burnish.records import Event, Example, Prediction
 from burnish.tokens import ask
@@ -44,14 +44,14 @@ def probe(ladder: Ladder, changing: Changing, say: Say) -> Facts:
         ladder.task.goal.task,
         {name: len(rows) for name, rows in sides.items()},
         dict(Counter(str(row.label) for row in train if isinstance(row.label, str) and not row.choices)),
-        diagnose.conflicts([*train, *sides["validation"]]),
-        max(dropped / max(len(sides["test"]), 1), diagnose.leaks(train, sides["test"])),
-        diagnose.agreement([row for rows in sides.values() for row in rows]),
+        conflicts([*train, *sides["validation"]]),
+        max(dropped / max(len(sides["test"]), 1), leaks(train, sides["test"])),
+        agreement([row for rows in sides.values() for row in rows]),
         metric=ladder.metric,
         target=ladder.task.goal.target,
         changing=changing,
         documents=bool(ladder.task.rung_settings.get("retrieval", {}).get("documents")),
-        novel=diagnose.novelty(train[:2000]),
+        novel=novelty(train[:2000]),
         fits=_fits(ladder, tell),
         prompted=ladder.base.kind != "encoder",
     )
@@ -83,7 +83,7 @@ def _asked(
     wanted = [gold(row) or str(row.label) for row in written]
     if any(item.text is not None for item in free):
         right = [_same(item, text) for item, text in zip(free, wanted, strict=True)]
-        formed = [diagnose.obedience([item], wanted) > 0 for item in free]
+        formed = [obedience([item], wanted) > 0 for item in free]
         told["obeys"] = sum(formed) / len(formed)
         told["in_form"] = (
             sum(a and b for a, b in zip(right, formed, strict=True)) / sum(formed) if any(formed) else None

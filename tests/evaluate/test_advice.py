@@ -5,17 +5,8 @@ from dataclasses import replace
 import pytest
 from made_reports import classes, failing, few
 
-from burnish.evaluate.diagnose import (
-    CHOICES,
-    Facts,
-    advise,
-    agreement,
-    conflicts,
-    leaks,
-    next_steps,
-    novelty,
-    obedience,
-)
+from burnish.evaluate.advice import CHOICES, advise, next_steps
+from burnish.evaluate.facts import Facts, agreement, conflicts, leaks, novelty, obedience
 from burnish.records import Example, Message, Prediction, Where
 
 WELL = Facts(
