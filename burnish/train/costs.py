@@ -109,10 +109,10 @@ def memory(work: Work, micro_tokens: int, recompute: bool, machine: Machine, fit
     trained = 4.0 * shape.trained / work.ranks
     halved = work.element < 4 and work.ranks == 1  # a weight and what it lacks, put together one tensor at a time
     largest = max((item.inputs * item.outputs for item in shape.linears), default=0)
-    frozen = (shape.parameters - shape.trained - shape.quantised) / work.ranks
+    frozen, small = (shape.parameters - shape.trained - shape.quantised) / work.ranks, NF4 * shape.quantised / work.ranks
     lasting = {
         "process": machine.resident + fit.process if work.device == "cpu" else 0.0,
-        "weights": frozen * work.element + shape.quantised * NF4 + trained,
+        "weights": frozen * work.element + small + trained,
         **({"fetched": _fetched(work)} if work.ranks > 1 else {}),
         "optimizer": shape.trained * STATES[work.optimizer] / work.ranks,
         "best weights": trained if len(work.validation) else 0.0,
@@ -156,8 +156,9 @@ def _fetched(work: Work) -> float:
     sides = work.shape.ids, work.shape.source
     largest = max(side.largest for side in sides)
     blocks = max(sum(side.kept for side in sides) / largest, 2.0) if largest else 2.0
-    inner = work.shape.multiplications
-    return work.element * (max(work.shape.parameters - work.shape.quantised - inner, 0) + 2 * inner / blocks)
+    inner, small = work.shape.multiplications, work.shape.quantised
+    layers = work.element * (inner - small) + NF4 * small
+    return work.element * max(work.shape.parameters - inner, 0) + 2 * layers / blocks
 
 
 def _new_shapes(work: Work, batch: Load) -> float:
