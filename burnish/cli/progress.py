@@ -92,6 +92,8 @@ class Progress:
             self._phase("starting")
             if "parameters" in numbers:
                 self.screen.line(f"{rung}  {_plan(numbers)}")
+                if numbers.get("kernels", "own kernels") != "own kernels":
+                    self.screen.line(f"{rung}  by {numbers['kernels']}")
                 return
         elif event.kind == "resumed":
             self.screen.line(f"{rung}  goes on after step {event.step:,}")

@@ -46,7 +46,8 @@ def found_for(
     for name, make in WAYS:
         try:
             way = make()
-            if all(_proves(way, *case, device, dtype, depth, repeats, causal, windowed, usual) for case in TRIALS):
+            told = device, dtype, depth, repeats, causal, windowed, usual
+            if all(_proves(way, own, seen, *told) for own, seen in TRIALS):
                 return name, way
         except Exception:  # not installed, or not for this device, type or shape: the next one
             continue
@@ -72,7 +73,12 @@ def plain(
     return torch.cat(parts)
 
 
-TRIALS = (((3, 70, 20, 1), (3, 70, 20, 1)), ((5, 40), (17, 60)))  # documents' queries and keys; the second: shared ones
+TRIALS: tuple[
+    tuple[tuple[int, ...], tuple[int, ...]], ...
+] = (  # queries and keys of documents; the second: shared ones
+    ((3, 70, 20, 1), (3, 70, 20, 1)),
+    ((5, 40), (17, 60)),
+)
 
 
 def _proves(
@@ -97,9 +103,9 @@ def _proves(
     told = []
     with torch.inference_mode(False), torch.enable_grad():
         for work, exact in ((way, dtype), (plain, torch.float32)):
-            given = [value.detach().to(exact).requires_grad_() for value in values]
-            out = work(*given, spans, *rest)
-            told.append([out, *torch.autograd.grad(out, given, back.to(exact))])
+            q, k, v = (value.detach().to(exact).requires_grad_() for value in values)
+            out = work(q, k, v, spans, *rest)
+            told.append([out, *torch.autograd.grad(out, (q, k, v), back.to(exact))])
     return all(bool((a.float() - b).abs().max() <= ROOM * b.abs().max()) for a, b in zip(*told, strict=True))
 
 

@@ -272,7 +272,8 @@ class Turned(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, to_query: Tensor, to_key: Tensor) -> Any:  # type: ignore[override]
-        return *_turn(to_query.contiguous(), to_key.contiguous(), *context.saved_tensors, True), None, None
+        cos, sin = context.saved_tensors
+        return *_turn(to_query.contiguous(), to_key.contiguous(), cos, sin, True), None, None
 
 
 def _turn(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, back: bool) -> tuple[Tensor, Tensor]:

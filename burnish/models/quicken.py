@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from burnish.models import flash, kernels, liger
 from burnish.models.attention import attend
 from burnish.models.fused import Gated, Turned, rms_norm
 from burnish.models.places import present
@@ -49,6 +50,19 @@ def install(hf: nn.Module, proven: Proven | None = None) -> dict[str, int]:
                 module.forward = partial(quick, module)
                 done[name] += 1
     return done
+
+
+def said(hf: Any, device: torch.device, dtype: torch.dtype) -> str:
+    """What a model's steps and its packs' attention are done by, for people."""
+    if device.type == "cpu":
+        return "own kernels" if kernels.compiled() is not None else "PyTorch's operations (no C++ compiler here)"
+    config = hf.config.get_text_config()
+    heads = getattr(config, "num_attention_heads", 1)
+    depth = getattr(config, "head_dim", None) or config.hidden_size // heads
+    repeats = heads // (getattr(config, "num_key_value_heads", None) or heads)
+    causal = not getattr(config, "is_encoder_decoder", False) and any(map(_is_attention, hf.modules()))
+    found = flash.found_for(device, dtype, depth, repeats, causal, False, True) if dtype in flash.HALVES else None
+    return f"{liger.said(device, dtype)}; attention by {found[0] if found else 'products of documents of like length'}"
 
 
 @contextmanager

@@ -85,7 +85,7 @@ class Masters:
                 module.sparse = on
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Let the optimizer move every master that has a gradient, one at a time where it must be put together."""
+        """Let the optimizer move every master that has a gradient, few at a time where they must be put together."""
         with contextlib.nullcontext() if optimizer.state else memory.lasting():  # the first step makes its state
             self._step(optimizer)
         self.clear()
@@ -95,12 +95,28 @@ class Masters:
         for name in waiting:
             self.values[name].grad = None
         optimizer.step()
-        for name, gradient in waiting.items():
-            master, hollow = self.values[name], self.values[name].data
-            master.data, master.grad = self.number(name), gradient
+        for names in self._together(waiting):
+            hollow = {name: self.values[name].data for name in names}
+            for name in names:
+                self.values[name].data, self.values[name].grad = self.number(name), waiting.pop(name)
             optimizer.step()
-            self._lower[name] = split(master.data, self.parameters[name].data, self._lower[name])
-            master.data, master.grad = hollow, None
+            for name in names:
+                master = self.values[name]
+                self._lower[name] = split(master.data, self.parameters[name].data, self._lower[name])
+                master.data, master.grad = hollow[name], None
+
+    def _together(self, waiting: Mapping[str, Tensor]) -> list[list[str]]:
+        """On a GPU as many masters as the largest has room for: fewer launches; on a CPU one, which stays in its cache."""
+        most = max((value.numel() for value in waiting.values() if value.is_cuda), default=0)
+        groups: list[list[str]] = []
+        room = 0
+        for name, value in waiting.items():
+            if value.numel() > room:
+                groups.append([])
+                room = max(most, value.numel())
+            groups[-1].append(name)
+            room = room - value.numel() if most else 0
+        return groups
 
     def number(self, name: str) -> Tensor:
         """A master in float32; made anew where the model computes in less."""

@@ -239,6 +239,7 @@ def _tune(job: Job) -> Iterator[Event]:
         "dropped": prepared.dropped,
         "tokens": prepared.train.count.to_json(),
         "precision": precision,
+        "kernels": quicken.said(model.hf, model.device, optim.DTYPES[precision]),
         "needs": needed.to_json(),
         **prepared.timetable.to_json(),
     }

@@ -13,9 +13,10 @@ import pytest
 import tiny
 import torch
 
-from burnish.models import flash, quantize, quicken
+from burnish.models import flash, kernels, liger, placement, quantize, quicken
 from burnish.models.model import Model
-from burnish.train import loop
+from burnish.train import distributed, loop
+from burnish.train.optim import Masters
 
 ROOM = {"fp32": 2e-5, "bf16": 2e-2}  # sums in another order; 8 bits
 CASES = {  # every kind of model, method and adapter once, and every method with packs and without
@@ -35,7 +36,7 @@ KEPT = (flash.found_for, quantize._levels, quantize._fours, quantize._dynamic)  
 
 
 @pytest.fixture(autouse=True)
-def kernels(monkeypatch: Any) -> Iterator[None]:
+def plainly(monkeypatch: Any) -> Iterator[None]:
     monkeypatch.setattr(flash, "WAYS", [("plain", lambda: flash.plain)])
     for known in KEPT:
         known.cache_clear()
@@ -108,3 +109,55 @@ def test_an_answer_is_the_cpus(tmp_path_factory: Any) -> None:
         with pretend.cuda():
             told = model.to("cuda")(batch.to("cuda")).logits.cpu()
     torch.testing.assert_close(told, wanted)
+
+
+def test_masters_are_stepped_few_at_a_time(tmp_path_factory: Any, monkeypatch: Any) -> None:
+    """As many as the largest takes room: the same bits as one at a time, in fewer calls of the optimizer."""
+
+    def stepped() -> tuple[dict[str, torch.Tensor], int]:
+        model = tiny.model("llama", "language", tmp_path_factory)
+        model.to("cuda")
+        masters = Masters(model.hf, model.trainable(), torch.bfloat16)
+        optimizer = torch.optim.AdamW(masters.values.values(), lr=1e-2, fused=True)
+        draw, calls = torch.Generator().manual_seed(0), 0
+        plain = optimizer.step
+
+        def counted(*told: Any) -> None:
+            nonlocal calls
+            calls += 1
+            plain(*told)
+
+        optimizer.step = counted
+        for _ in range(2):
+            for value in masters.values.values():
+                value.grad = torch.randn(value.shape, generator=draw).to("cuda")
+            masters.step(optimizer)
+        return {name: value.cpu() for name, value in masters.copies().items()}, calls // 2
+
+    with pretend.cuda():
+        told, few = stepped()
+        monkeypatch.setattr(Masters, "_together", lambda self, waiting: [[name] for name in waiting])
+        wanted, many = stepped()
+    assert (few, many) == (13, 22)
+    assert all(torch.equal(told[name], wanted[name]) for name in wanted)
+
+
+def test_one_process_plans_for_the_device_it_trains_on(monkeypatch: Any) -> None:
+    """It took the CPU's precision and memory for a model on a GPU."""
+    monkeypatch.setattr(placement, "best", lambda: pretend.DEVICE)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with distributed.begin() as ranks:
+        assert ranks.device == pretend.DEVICE
+
+
+def test_what_the_steps_are_done_by_is_said(tmp_path_factory: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(liger, "version", lambda _: "0.8.5")
+    monkeypatch.setattr(liger, "proven", lambda *_: frozenset(liger.STEPS))
+    hf = tiny.model("llama", "language", tmp_path_factory).hf
+    with pretend.cuda():
+        assert quicken.said(hf, pretend.DEVICE, torch.bfloat16) == "liger-kernel 0.8.5; attention by plain"
+        told = quicken.said(hf, pretend.DEVICE, torch.float32)
+        assert told == "liger-kernel 0.8.5; attention by products of documents of like length"
+    monkeypatch.setattr(kernels, "compiled", lambda: None)
+    told = quicken.said(hf, torch.device("cpu"), torch.float32)
+    assert told == "PyTorch's operations (no C++ compiler here)"
