@@ -109,7 +109,8 @@ def memory(work: Work, micro_tokens: int, recompute: bool, machine: Machine, fit
     trained = 4.0 * shape.trained / work.ranks
     halved = work.element < 4 and work.ranks == 1  # a weight and what it lacks, put together one tensor at a time
     largest = max((item.inputs * item.outputs for item in shape.linears), default=0)
-    frozen, small = (shape.parameters - shape.trained - shape.quantised) / work.ranks, NF4 * shape.quantised / work.ranks
+    frozen = (shape.parameters - shape.trained - shape.quantised) / work.ranks
+    small = NF4 * shape.quantised / work.ranks
     lasting = {
         "process": machine.resident + fit.process if work.device == "cpu" else 0.0,
         "weights": frozen * work.element + small + trained,
