@@ -1,6 +1,7 @@
-"""What one of two processes does for test_distributed.py, or one alone; the main rank writes what it saw to seen.json.
+"""What two processes do for test_distributed.py, or one alone; the main rank writes what it saw to FOLDER/seen.json.
 
-`python together.py plain|shard quick|whole FOLDER`, with torchrun's variables set; models lie in FOLDER/../models.
+`python together.py quick|whole FOLDER`, with torchrun's variables set; models lie in FOLDER/../models.  Both do all
+of it twice, each with the whole model and with its share of it: to start takes longer than to train.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,35 +19,44 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import tiny
 import torch
 
+from burnish import kinds
 from burnish.errors import TaskError
 from burnish.models import places
+from burnish.tokens.rows import led
 from burnish.train import distributed, loop
 from burnish.train.distributed import Ranks, Replicated
 
 EXACT = ("sft", "language", "answers", "llama")  # no biases: gradients that are 0 but for rounding move Adam's weights
-CASES = [
-    EXACT,
-    ("selfsupervised", "language", "document", "bert"),
-    ("classify", "classes", "classes", "gpt2"),
-    ("regress", "number", "number", "albert"),
-    ("selfsupervised", "language", "document", "t5"),
-]
-BOTH = {
-    "quick": [(case, ("full", "lora")[i % 2]) for i, case in enumerate(CASES[:4])],
-    "whole": [(case, adapter) for case in CASES for adapter in ("full", "lora")],
-}
 STEPS = {"quick": 6, "whole": 50}
+
+
+def cases(size: str) -> dict[str, tuple[Any, str]]:
+    """Every method with every adapter, on all kinds of models in turn; quick: every method with one of them."""
+    told = {}
+    adapters = kinds.names("adapters")
+    for (i, (method, head, rows, known)), (j, adapter) in itertools.product(enumerate(tiny.CASES), enumerate(adapters)):
+        refused = tiny.PAIRS if (rows, adapter) == ("document", "prompt-tuning") else ()  # see prompt_tuning.fitted
+        suits = [kind for kind in known if kind not in refused]
+        kind = suits[(i + j) % len(suits)]
+        if size == "whole" or (i - j) % len(adapters) == 0:
+            told[f"{method}-{rows}-{kind}-{adapter}"] = (method, head, rows, kind), adapter
+    return told
 
 
 def run(case: Any, adapter: str, folder: Path, ranks: Ranks, steps: int, **own: Any) -> loop.Run:
     """A run as `tune` would build it: eight rows, five a step, so that every second step has three."""
-    models = folder.parents[1] / "models"
+    models = next(path / "models" for path in folder.parents if (path / "models").exists())
     root = SimpleNamespace(getbasetemp=lambda: models)
     for path in models.glob("tiny-*"):  # made by the test: transformers saves on rank 0 only
         tiny._made[str(models), path.name.removeprefix("tiny-")] = path
     train = {"batch_size": 5, "max_steps": steps, "micro_tokens": 40, "learning_rate": 1e-3, "patience": 0}
     train |= {"evaluate_every": max(steps // 5, 2), "save_every": steps // 2, "precision": "fp32", "validation": True}
     made = tiny.run(*case, root, folder, adapter=adapter, **{**train, **own})
+    virtual = sum(item.prompt.shape[0] for item in (made.model.hf.get_input_embeddings(),) if hasattr(item, "prompt"))
+    made.batches, made.validation = (
+        part and replace(part, rows=[led(row, virtual) for row in part.rows])
+        for part in (made.batches, made.validation)
+    )
     made.share(ranks)
     return made
 
@@ -76,13 +87,10 @@ def forgetful(method: Any, here: bool) -> Any:
 def everything(folder: Path, ranks: Ranks, size: str) -> dict[str, Any]:
     """All that must not depend on the number of processes."""
     steps, seen = STEPS[size], {}
-    for case, adapter in BOTH[size]:
-        name = f"{case[0]}-{case[3]}-{adapter}"
-        seen[name] = told(run(case, adapter, folder / name, ranks, steps))
+    for name, (case, adapter) in cases(size).items():
+        seen[name] = told(run(case, adapter, folder / name, ranks, steps, save_every=steps))
     # two epochs of seven rows and one: the last step of each leaves a rank without rows
     seen["one row left"] = told(run(EXACT, "full", folder / "left", ranks, 4, batch_size=7))
-    pairs = ("dpo", "language", "pairs", "llama")  # the reference is shared out too
-    seen["dpo"] = told(run(pairs, "lora", folder / "dpo", ranks, steps))
     seen["sgd"] = told(run(EXACT, "full", folder / "sgd", ranks, 4, optimizer="sgd"))
     low = run(EXACT, "full", folder / "low", ranks, 4, precision="bf16")
     low.recompute = True
@@ -96,11 +104,11 @@ def everything(folder: Path, ranks: Ranks, size: str) -> dict[str, Any]:
         short = run(EXACT, "full", folder / "short", ranks, 4)
         short.method = forgetful(short.method, ranks.rank == ranks.size - 1)
         seen["out of memory on one rank"] = told(short)
-    if not (folder / "half").exists():  # a run that is stopped half way, for others to go on with
-        events = loop.fit(run(EXACT, "full", folder / "half", ranks, steps, validation=False))
-        while next(events).kind != "saved":
-            pass
-    seen["whole"] = told(run(EXACT, "full", folder / "straight", ranks, steps, validation=False))
+    # a run that is stopped half way, for others to go on with
+    events = loop.fit(run(EXACT, "full", folder / "half", ranks, steps, validation=False))
+    while next(events).kind != "saved":
+        pass
+    seen["to its end"] = told(run(EXACT, "full", folder / "straight", ranks, steps, validation=False))
     for path in sorted(folder.glob("from-*")):
         seen[path.name] = told(run(EXACT, "full", path, ranks, steps, validation=False))
     return seen
@@ -108,8 +116,10 @@ def everything(folder: Path, ranks: Ranks, size: str) -> dict[str, Any]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    mode, size, place = sys.argv[1], sys.argv[2], Path(sys.argv[3])
-    with distributed.begin(mode == "shard") as ranks:
-        seen = everything(place, ranks, size)
+    size, place = sys.argv[1], Path(sys.argv[2])
+    with distributed.begin() as ranks:
+        assert isinstance(ranks, Replicated)
+        both = {"replicated": ranks, "sharded": replace(ranks, shard=True)}
+        seen = {mode: everything(place / mode, ranks, size) for mode, ranks in both.items()}
         if ranks.main:
             (place / "seen.json").write_text(json.dumps(seen))
