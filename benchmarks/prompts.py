@@ -27,7 +27,7 @@ import numpy as np
 
 from burnish.artifact import Artifact
 from burnish.evaluate.predict import answerer
-from burnish.evaluate.scores import seeded
+from burnish.evaluate.scores import Scoring
 from burnish.evaluate.statistics import components
 from burnish.generate.answer import Answerer
 from burnish.models import base as models
@@ -139,7 +139,7 @@ def budgets(name: str, seeds: int, most: int) -> dict[str, object]:
             own.append({"test": round(test, 4), "seconds": round(seconds, 1), **made.shown})
             print(name, budget, seed, json.dumps(own[-1]), flush=True)
         told[str(budget)] = {"mean": round(float(np.mean([item["test"] for item in own])), 4), "seeds": own}
-    scored = {budget: seeded("accuracy", of.test, every, of.labels, 2000) for budget, every in said.items()}
+    scored = {budget: Scoring("accuracy", of.test, of.labels).seeded(every) for budget, every in said.items()}
     largest = scored.pop(max(scored))
     for budget, score in scored.items():
         gap = components(score, len(of.test), largest)

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from burnish.evaluate import scores, verdict
+from burnish.evaluate import verdict
+from burnish.evaluate.scores import Scoring
 from burnish.records import Comparison, Example, Prediction, RungResult, Verdict, Where
 
 LABELS = ("good", "bad")
@@ -107,12 +108,12 @@ def _opening(
     named = {"baseline": world.floor(), **{rung: own[0] for rung, own in said.items()}}
     seeds = {rung: own[1:] for rung, own in said.items()}
     results = [
-        RungResult(name, (scores.score(case.metric, world.rows, own, LABELS, 0.95, 50, 0, seeds.get(name, ())),))
+        RungResult(name, (Scoring(case.metric, world.rows, LABELS, resamples=50).score(own, seeds.get(name, ())),))
         for name, own in named.items()
     ]
     draw = int(random.integers(1 << 30))
     pair = _chosen(case, skills, random)
-    pairs = scores.compare_all(named, case.metric, world.rows, LABELS, 0.95, RESAMPLES, draw, seeds, pair)
+    pairs = Scoring(case.metric, world.rows, LABELS, 0.95, RESAMPLES, draw).compare(named, seeds, pair)
     goal = {"task": "classify", "metric": case.metric, "target": None}
     return verdict.decide(goal, results, pairs, case.n, trained=TRAINED, openings=time), pairs
 
@@ -184,7 +185,7 @@ def _chosen(case: Case, skills: Mapping[str, NDArray[np.float64]], random: np.ra
     world = World(case, case.n // 2, random)
 
     def value(rung: str) -> float:
-        found = scores.score(case.metric, world.rows, world.said(random, skills[rung][0]), LABELS, resamples=2)
+        found = Scoring(case.metric, world.rows, LABELS, resamples=2).score(world.said(random, skills[rung][0]))
         return found.value if found.higher else -found.value
 
     asked, tuned = (max(side, key=value) for side in sides)

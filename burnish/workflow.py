@@ -222,22 +222,11 @@ def compare(a: str, b: str, *, data: str = "", say: Say | None = None) -> dict[s
             openings.open(own, rows, suite, "compare", [asker.made_by(str(folder))])
         said.append(asker.ask(folder.parent.name, str(folder)))
         openings.done(own, suite)
-    settings = ladder.task.evaluate
     names = (first.parent.name, second.parent.name)
     if run != other or names[0] == names[1]:
         names = (f"{run.name}/{names[0]}", f"{other.name}/{names[1]}")
-    goal = ladder.task.goal.task
-    told = compared(
-        names,
-        goal,
-        ladder.metric,
-        rows,
-        (said[0], said[1]),
-        ladder.asked.labels,
-        ladder.rows("train"),
-        settings.confidence,
-        settings.resamples,
-    )
+    scoring = ladder.scoring(rows)
+    told = compared(names, ladder.task.goal.task, scoring, (said[0], said[1]), ladder.rows("train"))
     pair = ((ladder, first, said[0]), (sides[1][2], second, said[1]))
     page = publish_pair(told, pair, rows, suite)
     return {**told.to_json(), "openings": len(openings.readings(rows)), "page": str(page)}

@@ -55,7 +55,7 @@ def judge(
     Opening the test set is written to the ledger once, and only if a rung has to answer: predictions of an artifact
     that has not changed are not made again, and a judging that was killed goes on under the opening it began.
     """
-    task, metric, settings = ladder.task, ladder.metric, ladder.task.evaluate
+    task = ladder.task
     ran = [result for result in results if not result.skipped]
     table = costs.prices(task.folder)
     claim = claimed(ladder, ran, say, model)  # before any of these rows is read
@@ -79,13 +79,11 @@ def judge(
         else result
         for result in results
     ]
-    labels = ladder.asked.labels
     comparisons: tuple[Comparison, ...] = ()
     if len(predictions) > 1:
         say("verdict", Event("phase", 0, 0.0, {"text": "comparing rungs"}))
-        told = (settings.confidence, settings.resamples, 0, seeds, claim)
-        comparisons = scores.compare_all(predictions, metric, rows, labels, *told)
-    goal = {"task": task.goal.task, "metric": metric, "target": task.goal.target}
+        comparisons = ladder.scoring(rows).compare(predictions, seeds, claim)
+    goal = {"task": task.goal.task, "metric": ladder.metric, "target": task.goal.target}
     readings = openings.readings(rows)
     decided = verdict.decide(goal, scored, comparisons, len(rows), openings=max(len(readings), 1))
     decided = replace(decided, notes=(*decided.notes, *_unlearned(ladder, ran), *_shortened(ladder, rows)))
@@ -165,13 +163,11 @@ def claimed(
         return ()
     if len(rows) > CHOOSING:  # any choice is fair that knows nothing of the test rows; a dear prompt is asked them all
         rows = [rows[i] for i in sorted(random.Random(0).sample(range(len(rows)), CHOOSING))]
-    asker = Asker(ladder, rows, "validation", say, model)
+    asker, scoring = Asker(ladder, rows, "validation", say, model), ladder.scoring(rows)
 
     def value(item: RungResult) -> float:
-        module = kinds.load("metrics", ladder.metric)
-        table = scores.table(ladder.metric, rows, asker.ask(item.rung, item.artifact), ladder.asked.labels)
-        found = module.value(table)
-        return -math.inf if math.isnan(found) else found if module.HIGHER else -found
+        found = scoring.value(asker.ask(item.rung, item.artifact))
+        return -math.inf if math.isnan(found) else found if scoring.module.HIGHER else -found
 
     return tuple(side[0].rung if len(side) == 1 else max(side, key=value).rung for side in (asked, tuned))
 
@@ -269,20 +265,10 @@ def _learning(
     """The learning curve through the smaller trainings and the rung itself with all its seeds."""
     if not points:
         return None
-    rung, settings, module = points[0].rung, ladder.task.evaluate, kinds.load("metrics", ladder.metric)
-    worst, best = module.RANGE
+    rung, scoring = points[0].rung, ladder.scoring(rows)
     trained = [*([said] for said in smaller), [predictions[rung], *seeds[rung]]]
-    told = [scores.seeded(ladder.metric, rows, own, ladder.asked.labels, settings.resamples) for own in trained]
-    return learning(
-        rung,
-        ladder.metric,
-        [*(point.rows for point in points), len(ladder.rows("train"))],
-        told,
-        module.HIGHER,
-        best if module.HIGHER else worst,
-        settings.confidence,
-        (worst, best) == (0.0, 1.0),
-    )
+    sizes = [*(point.rows for point in points), len(ladder.rows("train"))]
+    return learning(rung, scoring, sizes, [scoring.seeded(own) for own in trained])
 
 
 def publish(told: Report, folder: Path, rows: Sequence[Example], suite: str, train: Sequence[Example] = ()) -> Report:
@@ -331,19 +317,13 @@ def _scored(
     suite: str,
     table: Prices,
 ) -> RungResult:
-    settings, labels = ladder.task.evaluate, ladder.asked.labels
+    scoring = ladder.scoring(rows)
     names = [ladder.metric, *(n for n in scores.applicable(ladder.task.goal.task, rows, said) if n != ladder.metric)]
-    told = tuple(
-        scores.score(name, rows, said, labels, settings.confidence, settings.resamples, 0, seeds) for name in names
-    )
+    told = tuple(replace(scoring, metric=name).score(said, seeds) for name in names)
     path = Path(result.artifact).parent / "predictions" / f"{suite}.jsonl"
     kept = kept_with(path)
-    value = kinds.load("metrics", ladder.metric).value
-    own = [
-        {**seed, "value": value(scores.table(ladder.metric, rows, answers, labels))}
-        for seed, answers in zip(result.seeds, seeds, strict=True)
-    ]
-    first = {"seed": ladder.task.train.seed, "value": value(scores.table(ladder.metric, rows, said, labels))}
+    own = [{**seed, "value": scoring.value(answers)} for seed, answers in zip(result.seeds, seeds, strict=True)]
+    first = {"seed": ladder.task.train.seed, "value": scoring.value(said)}
     made = {"seconds": result.seconds, "tokens": 0, "memory": 0, **result.cost.get("making", {})}
     cost = {"making": costs.making(**made, table=table), "running": costs.running(said, kept["memory"], table)}
     return replace(

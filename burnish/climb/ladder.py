@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from burnish import __version__, kinds, store, taskfile
 from burnish.data import prepare as data
 from burnish.data.prepare import Prepared
 from burnish.errors import TaskError
-from burnish.evaluate import scores
+from burnish.evaluate.scores import Scoring, pick_metric
 from burnish.models import base as models
 from burnish.models.base import Base
 from burnish.records import LETTERS, Example
@@ -57,10 +58,15 @@ class Ladder:
 
     @property
     def metric(self) -> str:
-        return self.task.goal.metric if self.task.goal.metric != "auto" else scores.pick_metric(self.task.goal.task)
+        return self.task.goal.metric if self.task.goal.metric != "auto" else pick_metric(self.task.goal.task)
 
     def rows(self, split: str) -> list[Example]:
         return data.examples(self.prepared.folder, split)
+
+    def scoring(self, rows: Sequence[Example]) -> Scoring:
+        """How these rows are judged."""
+        settings = self.task.evaluate
+        return Scoring(self.metric, rows, self.asked.labels, settings.confidence, settings.resamples)
 
     def rung_folder(self, rung: str) -> Path:
         return self.folder / "rungs" / rung

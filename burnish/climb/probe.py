@@ -16,7 +16,6 @@ from burnish.artifact import Artifact
 from burnish.climb.foresee import foresee
 from burnish.climb.ladder import Ladder
 from burnish.evaluate import predict as predicting
-from burnish.evaluate import scores
 from burnish.evaluate.facts import Changing, Facts, agreement, conflicts, leaks, novelty, obedience
 from burnish.metrics._text import gold
 from burnish.records import Event, Example, Prediction
@@ -70,7 +69,7 @@ def _asked(
     said = list(ready.answer(tried))
     best = module.RANGE[1] if module.HIGHER else module.RANGE[0]
     told: dict[str, Any] = {
-        "base": scores.score(ladder.metric, tried, said, ladder.asked.labels, resamples=2).value,
+        "base": ladder.scoring(tried).value(said),
         "tried": len(tried),
         "best": best,
         "higher": module.HIGHER,
@@ -105,7 +104,7 @@ def _floor(ladder: Ladder, tried: Sequence[Example], train: Sequence[Example]) -
         return None
     most = labels.most_common(1)[0][0]
     said = [Prediction(row.id, str(row.where), label=most) for row in tried]
-    return scores.score(ladder.metric, tried, said, ladder.asked.labels, resamples=2).value
+    return ladder.scoring(tried).value(said)
 
 
 def _fits(ladder: Ladder, tell: Callable[[str], None]) -> dict[str, str]:

@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from burnish.errors import DataError
-from burnish.evaluate import plain, scores, verdict
+from burnish.evaluate import plain, verdict
 from burnish.evaluate.listings import Change, changes, nearest_to
+from burnish.evaluate.scores import Scoring
 from burnish.records import Comparison, Example, Prediction, Score
 
 
@@ -39,13 +40,9 @@ class Sides:
 def compared(
     names: tuple[str, str],
     task: str,
-    metric: str,
-    rows: Sequence[Example],
+    scoring: Scoring,
     said: tuple[Sequence[Prediction], Sequence[Prediction]],
-    labels: Sequence[str],
     train: Sequence[Example] = (),
-    confidence: float = 0.95,
-    resamples: int = 2000,
 ) -> Sides:
     """`names[1]` against `names[0]` on the same rows, by one paired test.
 
@@ -54,12 +51,12 @@ def compared(
     a, b = names
     if a == b:
         raise DataError("The two sides have the same name", a, "name two artifacts")
-    first, second = (scores.score(metric, rows, own, labels, confidence, resamples) for own in said)
-    found = scores.compare(a, b, metric, rows, said[0], said[1], labels, confidence, resamples)
+    first, second = (scoring.score(own) for own in said)
+    (found,) = scoring.compare(dict(zip(names, said, strict=True)))
     by_id = {name: {item.id: item for item in own} for name, own in zip(names, said, strict=True)}
-    change = next(iter(changes(task, [(a, b)], rows, by_id, nearest_to(train))), None)
-    least = verdict.detectable(found, confidence)
-    sure = found.p < 1 - confidence
+    change = next(iter(changes(task, [(a, b)], scoring.rows, by_id, nearest_to(train))), None)
+    least = verdict.detectable(found, scoring.confidence)
+    sure = found.p < 1 - scoring.confidence
     better = (b if (found.difference > 0) is second.higher else a) if sure else ""
     return Sides(a, b, (first, second), found, least, _sentence(found, first, second, least, better), better, change)
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from burnish.evaluate.scores import Scoring
 from burnish.evaluate.statistics import Seeds
 
 Numbers = NDArray[np.float64]
@@ -110,27 +111,18 @@ def _half_log_det(matrix: Numbers) -> float:
     return float(np.linalg.slogdet(matrix)[1]) / 2
 
 
-def learning(
-    rung: str,
-    metric: str,
-    sizes: Sequence[int],
-    points: Sequence[Seeds],
-    higher: bool,
-    best: float,
-    confidence: float = 0.95,
-    percent: bool = False,
-) -> Learning:
+def learning(rung: str, scoring: Scoring, sizes: Sequence[int], points: Sequence[Seeds]) -> Learning:
     """The curve of one rung.
 
     sizes: training rows of each point, growing.  points: what was scored at each, the last with all seeds of the rung.
-    best: the metric's best possible value (0 for an error).  percent: told in percentage points.
     """
-    sign = 1.0 if higher else -1.0
+    higher, (least, most) = scoring.module.HIGHER, scoring.module.RANGE
+    sign, best = (1.0, most) if higher else (-1.0, least)
     values = np.array([point.values.mean() for point in points])
     draws = np.stack([point.draws.mean(axis=1) for point in points], axis=1)
     rows = np.atleast_2d(np.cov(draws.T))
     laws = fit(sizes, sign * (best - values), rows, points[-1])
-    tail = (1 - confidence) / 2
+    tail = (1 - scoring.confidence) / 2
     wide = tail / 2  # since a curve that came out flat by luck hides what more data would bring
     low, gain, high = (float(x) for x in laws.quantiles(laws.a * (1 - 2.0**-laws.b), (wide, 0.5, 1 - wide)))
     # A law always falls: the points themselves must be shown to, from the first to the last.
@@ -142,8 +134,8 @@ def learning(
     at = np.geomspace(min(sizes), 2 * max(sizes), 24)
     band = best - sign * laws.at(at / max(sizes), (0.5, 1 - wide, wide) if higher else (0.5, wide, 1 - wide))
     line = tuple((float(n), *(float(v) for v in own)) for n, own in zip(at, band.T, strict=True))
-    sentence = _sentence(gain, low, high, sure, metric, sizes, higher, percent, confidence)
-    return Learning(rung, metric, told, gain, low, high, sure, sentence, line)  # type: ignore[arg-type]
+    sentence = _sentence(gain, low, high, sure, scoring, sizes)
+    return Learning(rung, scoring.metric, told, gain, low, high, sure, sentence, line)  # type: ignore[arg-type]
 
 
 def _sentence(
@@ -151,21 +143,19 @@ def _sentence(
     low: float,
     high: float,
     sure: bool,
-    metric: str,
+    scoring: Scoring,
     sizes: Sequence[int],
-    higher: bool,
-    percent: bool,
-    confidence: float,
 ) -> str:
-    scale, unit = (100, " points") if percent else (1, "")
-    sign = "+" if higher else "−"
+    metric, module = scoring.metric, scoring.module
+    scale, unit = (100, " points") if module.RANGE == (0.0, 1.0) else (1, "")
+    sign = "+" if module.HIGHER else "−"
     grown = f"from {sizes[0]:,} to {sizes[-1]:,} training rows"
     if not sure:
         return (
             f"Whether more data would help cannot be told: {grown} {metric} is not shown to get better, and twice the "
             f"data could bring nothing or up to {sign}{_digits(scale * high)}{unit}."
         )
-    around = f"{_digits(scale * low)} to {_digits(scale * high)}, {100 * confidence:g} % interval"
+    around = f"{_digits(scale * low)} to {_digits(scale * high)}, {100 * scoring.confidence:g} % interval"
     return (
         f"Twice the data would bring about {sign}{_digits(scale * gain)}{unit} of {metric} ({around}), judging by "
         f"{len(sizes)} trainings {grown}."

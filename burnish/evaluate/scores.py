@@ -7,7 +7,7 @@ must have exactly one prediction: a row without an answer is scored as wrong, ne
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import combinations
 from types import ModuleType
 
@@ -60,101 +60,104 @@ def applicable(goal_task: str, examples: Sequence[Example], predictions: Sequenc
     return tuple(sorted(names, key=lambda name: name != USUAL[goal_task]))
 
 
-def score(
-    metric: str,
-    examples: Sequence[Example],
-    predictions: Sequence[Prediction],
-    labels: Sequence[str] = (),
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-    seeds: Sequence[Sequence[Prediction]] = (),
-) -> Score:
-    """One metric over all rows with its interval: Wilson's for proportions, the bootstrap for the rest.
+@dataclass(frozen=True)
+class Scoring:
+    """Rows to be judged by one metric, and how sure to be.
 
-    seeds: what the same rung said when trained from other seeds; the value is then the mean over all of them, and the
-    interval covers rows and seeds.
-    Raises DataError when predictions and examples do not match one to one, or a row cannot be scored.
+    rows: at least one.  labels: what answers are chosen from, in order.  confidence: of every interval, in (0, 1).
+    resamples: of the bootstrap and of random swaps, drawn from `seed`.
+    Raises DataError when predictions and rows do not match one to one, or a row cannot be scored.
     """
-    tables = [table(metric, examples, said, labels) for said in (predictions, *seeds)]
-    module, n = _metric(metric), len(examples)
-    if seeds:
-        own = _seeds(tables, module, resamples, seed)
-        found = statistics.components(own, n, confidence=confidence)
-        worst, best = module.RANGE
-        low, high = _widened(max(found.low, worst), min(found.high, best), module, n, confidence)
-        return Score(metric, found.value, low, high, n, "rows and seeds", module.HIGHER, confidence)
-    rows = tables[0]
-    value = float(module.value(rows))
-    if module.KIND == "proportion":
-        low, high = statistics.wilson(float(rows.sum()), n, confidence)
-        return Score(metric, value, low, high, n, "wilson", module.HIGHER, confidence)
-    values = statistics.resampled(rows, module.value, resamples, seed)
-    low, high = _widened(*statistics.interval(values, n, confidence), module, n, confidence)
-    return Score(metric, value, low, high, n, "bootstrap", module.HIGHER, confidence)
 
+    metric: str
+    rows: Sequence[Example]
+    labels: Sequence[str] = ()
+    confidence: float = 0.95
+    resamples: int = 2000
+    seed: int = 0
 
-def compare(
-    a_name: str,
-    b_name: str,
-    metric: str,
-    examples: Sequence[Example],
-    a_predictions: Sequence[Prediction],
-    b_predictions: Sequence[Prediction],
-    labels: Sequence[str] = (),
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> Comparison:
-    """`b` minus `a` on the same rows, its interval and two-sided p; p_holm equals p, as of a single comparison."""
-    named = {a_name: a_predictions, b_name: b_predictions}
-    return compare_all(named, metric, examples, labels, confidence, resamples, seed)[0]
+    @property
+    def module(self) -> ModuleType:
+        return _metric(self.metric)
 
+    def table(self, said: Sequence[Prediction]) -> Rows:
+        """What each row adds to the metric: numbers for each, in their order."""
+        if not self.rows:
+            raise DataError("There are no rows to score", do="give test rows: data.test or data.test_files")
+        pairs = zip(self.rows, joined(self.rows, said), strict=True)
+        return np.array([self.module.components(row, own, self.labels) for row, own in pairs], dtype=np.float64)
 
-def compare_all(
-    named: Mapping[str, Sequence[Prediction]],
-    metric: str,
-    examples: Sequence[Example],
-    labels: Sequence[str] = (),
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-    seeds: Mapping[str, Sequence[Sequence[Prediction]]] | None = None,
-    claim: Collection[str] = (),
-) -> tuple[Comparison, ...]:
-    """Every pair of rungs, an earlier one as `a`, with Holm's correction over all of them.
+    def value(self, said: Sequence[Prediction]) -> float:
+        return float(self.module.value(self.table(said)))
 
-    Proportions: McNemar's mid-p and Newcombe's paired interval.  Others: random swaps and a paired bootstrap.
-    seeds: rung -> what it said when trained from other seeds; its pairs are then tested over rows and seeds.
-    claim: the pair that answers whether tuning makes a difference, chosen without these rows.
-    """
-    module, seeds = _metric(metric), seeds or {}
-    tables = {
-        name: [table(metric, examples, said, labels) for said in (own, *seeds.get(name, ()))]
-        for name, own in named.items()
-    }
-    drawn: dict[str, Seeds] = {}
-    if module.KIND != "proportion" or any(len(rows) > 1 for rows in tables.values()):
-        drawn = {name: _seeds(own, module, resamples, seed) for name, own in tables.items()}
+    def score(self, said: Sequence[Prediction], seeds: Sequence[Sequence[Prediction]] = ()) -> Score:
+        """The metric over all rows with its interval: Wilson's for proportions, the bootstrap for the rest.
 
-    def compared(a: str, b: str) -> Comparison:
-        a_rows, b_rows = tables[a][0], tables[b][0]
-        n = len(a_rows)
-        if len(tables[a]) + len(tables[b]) > 2:
-            found = statistics.components(drawn[b], n, drawn[a], confidence)
-            return Comparison(a, b, found.value, found.low, found.high, found.p, found.p, n, "rows and seeds")
-        if module.KIND == "proportion":
-            return _proportions(a, b, a_rows, b_rows, confidence)
-        difference = float(module.value(b_rows) - module.value(a_rows))
-        low, high = statistics.interval(drawn[b].draws[:, 0] - drawn[a].draws[:, 0], n, confidence)
-        p = statistics.swap_test(a_rows, b_rows, module.value, resamples, seed)
-        return Comparison(a, b, difference, low, high, p, p, n, "random swaps")
+        seeds: what the same rung said when trained from other seeds; the value is then the mean over all of them, and
+        the interval covers rows and seeds.
+        """
+        rows, *others = [self.table(own) for own in (said, *seeds)]
+        module, n = self.module, len(rows)
+        if others:
+            found = statistics.components(self._seeds([rows, *others]), n, confidence=self.confidence)
+            worst, best = module.RANGE
+            value, how, low, high = found.value, "rows and seeds", max(found.low, worst), min(found.high, best)
+        elif module.KIND == "proportion":
+            low, high = statistics.wilson(float(rows.sum()), n, self.confidence)
+            return Score(self.metric, float(module.value(rows)), low, high, n, "wilson", module.HIGHER, self.confidence)
+        else:
+            values = statistics.resampled(rows, module.value, self.resamples, self.seed)
+            value, how = float(module.value(rows)), "bootstrap"
+            low, high = statistics.interval(values, n, self.confidence)
+        low, high = _widened(low, high, module, n, self.confidence)
+        return Score(self.metric, value, low, high, n, how, module.HIGHER, self.confidence)
 
-    found = [compared(a, b) for a, b in combinations(tables, 2)]
-    corrected = statistics.holm([item.p for item in found])
-    return tuple(
-        replace(item, p_holm=p, claim={item.a, item.b} == set(claim)) for item, p in zip(found, corrected, strict=True)
-    )
+    def compare(
+        self,
+        named: Mapping[str, Sequence[Prediction]],
+        seeds: Mapping[str, Sequence[Sequence[Prediction]]] | None = None,
+        claim: Collection[str] = (),
+    ) -> tuple[Comparison, ...]:
+        """Every pair of rungs, an earlier one as `a`, on the same rows, with Holm's correction over all of them.
+
+        Proportions: McNemar's mid-p and Newcombe's paired interval.  Others: random swaps and a paired bootstrap.
+        seeds: rung -> what it said when trained from other seeds; its pairs are then tested over rows and seeds.
+        claim: the pair that answers whether tuning makes a difference, chosen without these rows.
+        """
+        module, seeds = self.module, seeds or {}
+        tables = {name: [self.table(said) for said in (own, *seeds.get(name, ()))] for name, own in named.items()}
+        drawn: dict[str, Seeds] = {}
+        if module.KIND != "proportion" or any(len(rows) > 1 for rows in tables.values()):
+            drawn = {name: self._seeds(own) for name, own in tables.items()}
+
+        def compared(a: str, b: str) -> Comparison:
+            a_rows, b_rows = tables[a][0], tables[b][0]
+            n = len(a_rows)
+            if len(tables[a]) + len(tables[b]) > 2:
+                found = statistics.components(drawn[b], n, drawn[a], self.confidence)
+                return Comparison(a, b, found.value, found.low, found.high, found.p, found.p, n, "rows and seeds")
+            if module.KIND == "proportion":
+                return _proportions(a, b, a_rows, b_rows, self.confidence)
+            difference = float(module.value(b_rows) - module.value(a_rows))
+            low, high = statistics.interval(drawn[b].draws[:, 0] - drawn[a].draws[:, 0], n, self.confidence)
+            p = statistics.swap_test(a_rows, b_rows, module.value, self.resamples, self.seed)
+            return Comparison(a, b, difference, low, high, p, p, n, "random swaps")
+
+        found = [compared(a, b) for a, b in combinations(tables, 2)]
+        corrected = statistics.holm([item.p for item in found])
+        return tuple(
+            replace(item, p_holm=p, claim={item.a, item.b} == set(claim))
+            for item, p in zip(found, corrected, strict=True)
+        )
+
+    def seeded(self, said: Sequence[Sequence[Prediction]]) -> Seeds:
+        """What one rung scores from each of its seeds, on all rows and on the same resamples of them."""
+        return self._seeds([self.table(own) for own in said])
+
+    def _seeds(self, tables: Sequence[Rows]) -> Seeds:
+        value = self.module.value
+        draws = [statistics.resampled(rows, value, self.resamples, self.seed) for rows in tables]
+        return Seeds(np.array([value(rows) for rows in tables]), np.stack(draws, axis=1))
 
 
 def joined(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Prediction]:
@@ -180,15 +183,6 @@ def _metric(name: str) -> ModuleType:
     return kinds.load("metrics", name)
 
 
-def table(metric: str, examples: Sequence[Example], predictions: Sequence[Prediction], labels: Sequence[str]) -> Rows:
-    """What each example adds to a metric: one row of numbers for each, in their order."""
-    if not examples:
-        raise DataError("There are no rows to score", do="give test rows: data.test or data.test_files")
-    module = _metric(metric)
-    pairs = zip(examples, joined(examples, predictions), strict=True)
-    return np.array([module.components(example, prediction, labels) for example, prediction in pairs], dtype=np.float64)
-
-
 def _widened(low: float, high: float, metric: ModuleType, n: int, confidence: float) -> tuple[float, float]:
     """When no resample differs from a perfect (or the worst) value, what n rows without an exception can show."""
     worst, best = metric.RANGE
@@ -209,21 +203,3 @@ def _proportions(a: str, b: str, a_rows: Rows, b_rows: Rows, confidence: float) 
     low, high = statistics.paired_difference(both, fixed, broken, neither, confidence)
     p = statistics.mcnemar_mid(fixed, broken)
     return Comparison(a, b, (fixed - broken) / n, low, high, p, p, n, "mcnemar", fixed, broken)
-
-
-def seeded(
-    metric: str,
-    examples: Sequence[Example],
-    said: Sequence[Sequence[Prediction]],
-    labels: Sequence[str] = (),
-    resamples: int = 2000,
-    seed: int = 0,
-) -> Seeds:
-    """What one rung scores from each of its seeds, on all rows and on resamples of them (the same for every rung)."""
-    return _seeds([table(metric, examples, own, labels) for own in said], _metric(metric), resamples, seed)
-
-
-def _seeds(tables: Sequence[Rows], module: ModuleType, resamples: int, seed: int) -> Seeds:
-    """What the same rung scores from each seed, on all rows and on the same resamples of them."""
-    draws = [statistics.resampled(rows, module.value, resamples, seed) for rows in tables]
-    return Seeds(np.array([module.value(rows) for rows in tables]), np.stack(draws, axis=1))

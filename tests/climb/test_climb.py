@@ -46,7 +46,7 @@ def test_everything_is_on_disk_and_every_score_can_be_traced(desk):
         said = [Prediction.from_json(row) for row in read_jsonl(Path(item["predictions"]))]
         assert [row.id for row in said] == [row.id for row in rows]
         for score in item["scores"]:
-            again = scores.score(score["metric"], rows, said, ("bad", "good"), 0.95, 100)
+            again = scores.Scoring(score["metric"], rows, ("bad", "good"), 0.95, 100).score(said)
             assert again.to_json() == score
         assert artifacts.load(item["artifact"]).rung == item["rung"]
         assert (Path(item["artifact"]) / "README.md").exists()

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from burnish.evaluate.compare import compared
+from burnish.evaluate.scores import Scoring
 from burnish.records import Example, Prediction, Where
 
 ROWS = [Example("labelled", Where("rows.csv", i), id=str(i), text=f"row {i}", label="good") for i in range(60)]
@@ -15,7 +16,7 @@ def said(right):
 
 
 def side_by_side(first, second):
-    return compared(("a", "b"), "classify", "accuracy", ROWS, (said(first), said(second)), ("good", "bad"))
+    return compared(("a", "b"), "classify", Scoring("accuracy", ROWS, ("good", "bad")), (said(first), said(second)))
 
 
 @pytest.mark.parametrize(("first", "second", "better", "other"), [(30, 50, "b", "a"), (50, 30, "a", "b")])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from burnish.evaluate.curve import learning
+from burnish.evaluate.scores import Scoring
 from burnish.evaluate.statistics import Seeds
 
 SIZES = (125, 250, 500, 1000)
@@ -27,7 +28,7 @@ def simulated(n, seed, wobble=0.0, seeds=1, **own):
 
 
 def found(points, **own):
-    return learning("lora", "accuracy", SIZES, points, True, 1.0, percent=True, **own)
+    return learning("lora", Scoring("accuracy", (), **own), SIZES, points)
 
 
 def test_a_planted_law_comes_back():
@@ -84,7 +85,7 @@ def test_an_error_falls():
     values = 3 * law(SIZES)
     draws = values * (1 + 0.02 * random.normal(size=(200, 1)) + 0.01 * random.normal(size=(200, 4)))
     points = [Seeds(values[i : i + 1], draws[:, i : i + 1]) for i in range(4)]
-    told = learning("lora", "rmse", SIZES, points, False, 0.0)
+    told = learning("lora", Scoring("rmse", ()), SIZES, points)
     assert told.sure
     assert told.low <= 3 * 0.2 * (1 - 2**-0.5) <= told.high
     assert "−" in told.sentence

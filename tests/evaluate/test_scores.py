@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from burnish.errors import BurnishError, DataError
-from burnish.evaluate.scores import applicable, compare, compare_all, pick_metric, score
+from burnish.evaluate.scores import Scoring, applicable, pick_metric
 from burnish.evaluate.statistics import wilson
 from burnish.records import Example, Message, Prediction, Where
 
@@ -33,43 +33,48 @@ def numbered(n, noise, seed=0):
     ]
 
 
+def pair(scoring, a, a_said, b, b_said):
+    (found,) = scoring.compare({a: a_said, b: b_said})
+    return found
+
+
 def test_a_proportion_gets_wilson_and_anything_else_the_bootstrap():
     examples = rows(20)
-    found = score("accuracy", examples, guesses(examples, 16), LABELS, confidence=0.9)
+    found = Scoring("accuracy", examples, LABELS, confidence=0.9).score(guesses(examples, 16))
     assert (found.value, found.n, found.method, found.higher, found.confidence) == (0.8, 20, "wilson", True, 0.9)
     assert (found.low, found.high) == pytest.approx(wilson(16, 20, 0.9))
-    found = score("f1-macro", examples, guesses(examples, 16), LABELS, resamples=200)
+    found = Scoring("f1-macro", examples, LABELS, resamples=200).score(guesses(examples, 16))
     assert found.method == "bootstrap"
     assert found.low < found.value < found.high
-    assert found == score("f1-macro", examples, guesses(examples, 16), LABELS, resamples=200)
+    assert found == Scoring("f1-macro", examples, LABELS, resamples=200).score(guesses(examples, 16))
 
 
 def test_predictions_are_joined_by_id_whatever_their_order():
     examples = rows(9)
     told = guesses(examples, 5)
-    assert score("accuracy", examples, told[::-1], LABELS) == score("accuracy", examples, told, LABELS)
+    assert Scoring("accuracy", examples, LABELS).score(told[::-1]) == Scoring("accuracy", examples, LABELS).score(told)
 
 
 def test_every_example_needs_exactly_one_prediction():
     examples = rows(4)
     told = guesses(examples, 4)
     with pytest.raises(DataError, match=r"1 of 4 examples have no prediction(.|\n)*rows\.csv:5"):
-        score("accuracy", examples, told[:3], LABELS)
+        Scoring("accuracy", examples, LABELS).score(told[:3])
     with pytest.raises(DataError, match="belong to no example"):
-        score("accuracy", examples[:3], told, LABELS)
+        Scoring("accuracy", examples[:3], LABELS).score(told)
     with pytest.raises(DataError, match="same id"):
-        score("accuracy", examples, [*told[:3], told[0]], LABELS)
+        Scoring("accuracy", examples, LABELS).score([*told[:3], told[0]])
     with pytest.raises(DataError, match="same id"):
-        score("accuracy", [*examples[:3], examples[0]], told, LABELS)
+        Scoring("accuracy", [*examples[:3], examples[0]], LABELS).score(told)
     with pytest.raises(DataError, match="no rows"):
-        score("accuracy", [], [], LABELS)
+        Scoring("accuracy", [], LABELS).score([])
     with pytest.raises(BurnishError, match="Unknown metric"):
-        score("acuracy", examples, told, LABELS)
+        Scoring("acuracy", examples, LABELS).score(told)
 
 
 def test_a_perfect_bootstrap_score_is_not_called_certain():
     examples = rows(10)
-    found = score("f1-macro", examples, guesses(examples, 10), LABELS, resamples=100)
+    found = Scoring("f1-macro", examples, LABELS, resamples=100).score(guesses(examples, 10))
     assert (found.value, found.high) == (1.0, 1.0)
     assert found.low == pytest.approx(wilson(10, 10)[0])
 
@@ -78,7 +83,7 @@ def test_comparison_of_proportions_counts_fixed_and_broken_rows():
     examples = rows(40)
     a, b = guesses(examples, 20), guesses(examples, 30)
     b[0] = dataclasses.replace(b[0], label=None, problem="no label found")
-    found = compare("few-shot", "lora", "accuracy", examples, a, b, LABELS)
+    found = pair(Scoring("accuracy", examples, LABELS), "few-shot", a, "lora", b)
     assert (found.a, found.b, found.fixed, found.broken, found.n, found.test) == (
         "few-shot", "lora", 10, 1, 40, "mcnemar",
     )  # fmt: skip
@@ -89,19 +94,19 @@ def test_comparison_of_proportions_counts_fixed_and_broken_rows():
 
 def test_comparison_of_numbers_says_which_error_is_smaller():
     examples, (rough, fine) = numbered(60, (3.0, 0.5))
-    found = compare("zero-shot", "full", "rmse", examples, rough, fine, resamples=200)
+    found = pair(Scoring("rmse", examples, resamples=200), "zero-shot", rough, "full", fine)
     assert found.difference < 0
     assert found.high < 0
     assert found.p < 0.01
     assert (found.fixed, found.broken) == (0, 0)
-    turned = compare("full", "zero-shot", "rmse", examples, fine, rough, resamples=200)
+    turned = pair(Scoring("rmse", examples, resamples=200), "full", fine, "zero-shot", rough)
     assert (turned.difference, turned.low) == pytest.approx((-found.difference, -found.high), abs=0.1)
 
 
 def test_all_pairs_are_corrected_together():
     examples = rows(60)
     named = {"baseline": guesses(examples, 30), "few-shot": guesses(examples, 38), "lora": guesses(examples, 45)}
-    found = compare_all(named, "accuracy", examples, LABELS)
+    found = Scoring("accuracy", examples, LABELS).compare(named)
     assert [(item.a, item.b) for item in found] == [
         ("baseline", "few-shot"), ("baseline", "lora"), ("few-shot", "lora"),
     ]  # fmt: skip

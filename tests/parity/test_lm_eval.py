@@ -9,7 +9,7 @@ import pytest
 import transformers
 
 from burnish.data.shapes import choices
-from burnish.evaluate.scores import score
+from burnish.evaluate.scores import Scoring
 from burnish.generate.answer import Answerer
 from burnish.models import base, load
 from burnish.models.base import Head
@@ -57,7 +57,7 @@ def compared(folder, rows, bos):
         right["accuracy"].append(np.argmax(lls) == gold)
         right["accuracy-norm"].append(np.argmax(lls / [float(len(choice)) for choice in row.choices]) == gold)
     for metric, wanted in right.items():
-        assert score(metric, read, said, tuple(LETTERS)).value == np.mean(wanted)
+        assert Scoring(metric, read, tuple(LETTERS)).value(said) == np.mean(wanted)
 
 
 def test_the_embedded_base():
