@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from burnish.models.model import FIRST, SECOND, Model
 from burnish.tokens.batch import Batch, join
@@ -32,23 +31,6 @@ def stack(body: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
     outer = {name: item for name, item in lists.items() if not any(name.startswith(f"{other}.") for other in lists)}
     name = max(outer, key=lambda name: len(outer[name]))
     return body.get_submodule(name.rpartition(".")[0]), outer[name]
-
-
-def recompute(hf: Any) -> None:
-    """Make activations again in the backward pass instead of keeping them.
-
-    transformers then has embeddings ask for a gradient, which would send the backward pass through every frozen layer.
-    And layers under the first trained weight keep nothing of themselves; told to recompute, each would hold its input.
-    """
-    newer = getattr(hf, "activation_checkpointing_enable", None)  # its name in transformers 6
-    (newer or hf.gradient_checkpointing_enable)({"use_reentrant": False})
-    hf.disable_input_require_grads()
-    for module in hf.modules():  # in the order of running, or some more layers than need be go on recomputing
-        whole = isinstance(module, GradientCheckpointingLayer)
-        if any(value.requires_grad for value in module.parameters(recurse=whole)):
-            return
-        if whole:
-            module.gradient_checkpointing = False
 
 
 @dataclass(frozen=True)

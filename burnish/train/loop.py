@@ -19,6 +19,7 @@ import torch
 
 from burnish import store
 from burnish.errors import TrainError
+from burnish.models import heap
 from burnish.models.model import Model
 from burnish.records import Event
 from burnish.tokens.batch import Batch
@@ -133,11 +134,13 @@ def _backward(run: Run, micro: Sequence[Batch], total: float) -> float:
     for batch, counts in run.watched(micro, run.batches):
         batch = batch.to(run.model.device)
         outputs = run.model(batch)
-        if run.recompute:  # memory is what counts here, and the pass has left gaps: 0.1 GB of 1.0 (docs/log.md)
-            memory.trim()
+        if run.recompute:  # memory is what counts here, and each half of a pass leaves gaps (docs/log.md)
+            heap.trim()
         part = run.method.loss(outputs, batch, run.method_settings) / total
         part = part if counts else part * 0.0
         part.backward()
+        if run.recompute:
+            heap.trim()
         loss += part.detach().double()
     return loss.item()
 

@@ -7,9 +7,7 @@ estimate can be wrong, and a neighbour can take memory in the middle of a night'
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
-import os
 import sys
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -21,7 +19,6 @@ import torch
 from burnish.records import Event
 
 T = TypeVar("T")
-M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of glibc's mallopt
 SIGNS = (  # of allocators that raise a plain RuntimeError
     "can't allocate memory",
     "not enough memory",
@@ -84,38 +81,3 @@ def guarded(room: int = 0) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
-
-
-def give_back() -> None:
-    """Have freed blocks of 2 MB and more go back to the system at once (with glibc; elsewhere nothing happens).
-
-    Layers that are fetched and forgotten in turn leave gaps between what stays, and glibc, which raises its limit to 32
-    MB by itself, keeps them: 0.8 GB of a rank's 2.5 at a base of 1.6 GB (docs/log.md).
-    """
-    _apart(2 << 20)
-
-
-@contextlib.contextmanager
-def lasting() -> Iterator[None]:
-    """Within it, what takes 16 kB and more gets pages of its own (glibc): for tensors that stay as long as the run.
-
-    Among what a pass needs for a moment they would hold gaps open.  Afterwards glibc's own largest limits hold.
-    """
-    _apart(16 << 10)
-    try:
-        yield
-    finally:
-        _apart(32 << 20)
-
-
-def _apart(size: int) -> None:
-    """Blocks of this size and more get pages of their own, given back when they are freed; not where a user chose."""
-    if sys.platform == "linux" and "MALLOC_MMAP_THRESHOLD_" not in os.environ and hasattr(ctypes.CDLL(None), "mallopt"):
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, size)
-        ctypes.CDLL(None).mallopt(M_TRIM_THRESHOLD, 2 * size)
-
-
-def trim() -> None:
-    """Give the gaps between allocated blocks back to the system (glibc), which it would keep for later ones."""
-    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim"):
-        ctypes.CDLL(None).malloc_trim(0)

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from burnish.errors import MissingExtra, TaskError
-from burnish.models import kernels
+from burnish.models import heap, kernels
 from burnish.task import Train
-from burnish.train import memory
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PLAIN = (torch.float32, torch.float16, torch.bfloat16)  # weights as numbers; a quantised one stays as it is
@@ -59,7 +58,7 @@ class Masters:
         self._lower: dict[str, Tensor] = {}
         self._model = model
         self._hooks: list[Any] = []
-        with memory.lasting():
+        with heap.lasting():
             self._take_over(dtype)
         round_frozen(model, dtype)
         self._sparse(True)
@@ -86,7 +85,7 @@ class Masters:
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """Let the optimizer move every master that has a gradient, few at a time where they must be put together."""
-        with contextlib.nullcontext() if optimizer.state else memory.lasting():  # the first step makes its state
+        with contextlib.nullcontext() if optimizer.state else heap.lasting():  # the first step makes its state
             self._step(optimizer)
         self.clear()
 
@@ -272,7 +271,7 @@ def build(parameters: Mapping[str, nn.Parameter], settings: Train) -> torch.opti
         what = f"{settings.optimizer} cannot train a model that is cut over devices"
         raise TaskError(what, "train.optimizer", "use adamw, whose state is cut too, or train without --shard")
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=1.0, momentum=first, fused=not cut)
+        return torch.optim.SGD(groups, lr=1.0, momentum=first)  # fused ones fail where a first gradient comes late
     if settings.optimizer == "adafactor":
         return torch.optim.Adafactor(groups, lr=1.0, eps=(None, 1.0))
     if settings.optimizer == "adamw-8bit":

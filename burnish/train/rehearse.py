@@ -21,11 +21,11 @@ import numpy as np
 import torch
 
 from burnish import __version__, kinds, store
-from burnish.models import load, quicken
+from burnish.models import heap, load, quicken
 from burnish.models.base import Base, Head
 from burnish.task import Task
 from burnish.tokens.batch import Batches
-from burnish.train import calibrate, costs, describe, loop, memory, optim
+from burnish.train import calibrate, costs, describe, loop, optim
 from burnish.train.optim import Masters
 from burnish.train.reference import Referred
 from burnish.train.run import Run
@@ -125,7 +125,7 @@ def _paced(trial: Trial, work: Work, machine: Machine, cut: tuple[int, bool], co
     if not told:
         with torch.random.fork_rng(devices=[]):
             told = _measured(trial, work, machine, cut, config)
-        memory.trim()
+        heap.trim()
         store.write_json(path, told)
     return replace(machine, pace=told["pace"], updates=told["updates"])
 

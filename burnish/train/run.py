@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from burnish.errors import TrainError
-from burnish.models import bottom
+from burnish.models import recompute
 from burnish.models.model import Model
 from burnish.records import Event
 from burnish.task import Train
@@ -118,4 +118,4 @@ class Run:
         hf = self.model.hf
         self.recompute = (self.recompute or self.progress.recompute) and hf.supports_gradient_checkpointing
         if self.recompute:
-            bottom.recompute(hf)
+            recompute.recompute(hf)

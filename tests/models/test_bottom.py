@@ -10,6 +10,7 @@ import torch
 
 from burnish.models import bottom, quicken
 from burnish.models.bottom import Bottom
+from burnish.models.recompute import recompute
 from burnish.tokens.batch import collate, join
 
 
@@ -60,7 +61,7 @@ def test_frozen_layers_keep_nothing_and_run_no_backward(kind, head, packed, agai
     model = ready(kind, head, tmp_path_factory)
     model.lays_bare  # noqa: B018  # probed beforehand: what counts is a pass of training
     if again:
-        bottom.recompute(model.hf)
+        recompute(model.hf)
     model.train()
     rows = tiny.rows(kind, target(kind, head), tmp_path_factory)
     layers = bottom.stack(model.hf.base_model)[1]

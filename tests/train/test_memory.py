@@ -3,7 +3,8 @@
 import os
 import subprocess
 import sys
-from dataclasses import replace
+import weakref
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -171,6 +172,11 @@ def test_another_error_is_not_tried_again(tmp_path_factory, tmp_path):
         list(loop.fit(run))
 
 
+@dataclass(eq=False)
+class Saved:
+    value: torch.Tensor
+
+
 @pytest.mark.parametrize(("dropout", "precision", "adapter"), [(0.0, "fp32", "full"), (0.2, "bf16", "lora")])
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "bert", "bart", "t5"])
 def test_recomputing_changes_no_bit_and_keeps_less(kind, dropout, precision, adapter, tmp_path_factory, tmp_path):
@@ -184,20 +190,23 @@ def test_recomputing_changes_no_bit_and_keeps_less(kind, dropout, precision, ada
         run.recompute = recompute
         run.lean()
         run.model.train()
-        sizes = []
+        alive, sizes = weakref.WeakSet(), []
 
-        def pack(value, sizes=sizes):
-            sizes.append(value.nbytes)
-            return value
+        def pack(value, alive=alive):
+            alive.add(saved := Saved(value.detach()))  # an operation's own output would keep the operation
+            return saved
 
+        run.model.register_forward_hook(
+            lambda *told, alive=alive, sizes=sizes: sizes.append(sum(saved.value.nbytes for saved in alive))
+        )
         masters = loop.Masters(run.model.hf, run.model.trainable(), run.precision)
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.value):
             loop.gradient(run, masters, 1)
         kept[recompute] = sum(sizes)
         grads[recompute] = {name: value.grad for name, value in masters.values.items() if value.grad is not None}
     assert kept[True] < 0.5 * kept[False]
-    if kind == "t5":  # its position table is summed over layers in another order
-        assert tiny.distance(grads[False], grads[True]) < 1e-6
+    if kind in ("bart", "t5"):  # what layers send back to the encoder or a position table is added in another order
+        assert tiny.distance(grads[False], grads[True]) < (1e-6 if precision == "fp32" else 1e-2)
     else:
         assert all(torch.equal(value, grads[True][name]) for name, value in grads[False].items())
 
