@@ -10,7 +10,7 @@ Sources: Hu et al. 2021, LoRA, eq. 3.  rsLoRA: Kalajdzievski 2023.  DoRA: Liu et
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
@@ -24,6 +24,7 @@ from burnish.errors import TaskError
 from burnish.kinds import setting
 from burnish.models.model import Model
 from burnish.models.places import present
+from burnish.models.shards import is_linear
 
 # PEFT refuses out_proj of these: their kernels read its weight, past any adapter
 MAMBA = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
@@ -230,6 +231,8 @@ def attach(
 ) -> None:
     """Freeze the base, give each target layer its update, and let a new head train whole."""
     names = chosen(model, targets)
+    unheld = [name for name in beside_experts(model, names) if use_dora or hasattr(_at(model, name), "dequantized")]
+    names = [name for name in names if name not in unheld]
     freeze(model)
     generator = torch.Generator().manual_seed(seed)
     for name in names:
@@ -272,16 +275,28 @@ def linear(model: Model) -> list[str]:
     return [
         name
         for name, item in model.hf.named_modules()
-        if (isinstance(item, nn.Linear) or type(item).__name__ == "Conv1D" or hasattr(item, "dequantized"))
+        if (is_linear(item) or hasattr(item, "dequantized"))
         and id(item) not in ends
         and name not in fresh
         and not (mamba and name.endswith("out_proj"))
     ]
 
 
+def beside_experts(model: Model, names: Iterable[str]) -> list[str]:
+    """The layers that PEFT takes for experts by their names, where experts lie in one tensor (transformers 5).
+
+    They can be named to it by their weights, but not those in 4 bits and not with DoRA.
+    """
+    fused = any(value.ndim == 3 and name.endswith("gate_up_proj") for name, value in model.hf.named_parameters())
+    return [name for name in names if fused and name.endswith(("gate_proj", "up_proj", "down_proj"))]
+
+
 def chosen(model: Model, targets: Sequence[str]) -> list[str]:
     """The layers that `targets` name, by whole names or their ends; without targets all that are not tied."""
     known = linear(model)
+    if not known:
+        what = f"{type(model.hf).__name__} has no linear layer that LoRA could change"
+        raise TaskError(what, "rungs", "take full or partial instead")
     if not targets:
         embeddings = [item for item in model.hf.modules() if isinstance(item, nn.Embedding)]
         tied = {id(value) for item in embeddings for value in item.parameters()}

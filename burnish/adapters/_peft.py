@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from burnish.adapters._lora import LoraLinear, freeze, layers, linear, put
+from burnish.adapters._lora import LoraLinear, beside_experts, freeze, layers, linear, put
 from burnish.models import places
 from burnish.models.model import Model
 
@@ -25,7 +25,7 @@ KNOWN = {  # what PEFT writes and `load` honours, or what matters in training on
     *("peft_type", "task_type", "base_model_name_or_path", "revision", "peft_version", "auto_mapping"),
     *("inference_mode", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "lora_dropout"),
     *("fan_in_fan_out", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
-    *("modules_to_save", "init_lora_weights", "megatron_core"),
+    *("modules_to_save", "init_lora_weights", "megatron_core", "target_parameters"),
 }
 
 
@@ -42,6 +42,7 @@ def save(model: Model, folder: Path, base: str) -> None:
     """A PEFT folder; base: where its base lies."""
     adapted = layers(model)
     first = next(iter(adapted.values()))
+    apart = beside_experts(model, adapted)
     config = {
         "peft_type": "LORA",
         **about(model, base),
@@ -49,8 +50,9 @@ def save(model: Model, folder: Path, base: str) -> None:
         "lora_alpha": _plain(first.alpha),
         "rank_pattern": {name: item.rank for name, item in adapted.items() if item.rank != first.rank},
         "alpha_pattern": {name: _plain(item.alpha) for name, item in adapted.items() if item.alpha != first.alpha},
-        "lora_dropout": first.dropout,
-        "target_modules": _suffixes(model, list(adapted)),
+        "lora_dropout": 0.0 if apart else first.dropout,  # PEFT has none for weights
+        "target_modules": _suffixes(model, [name for name in adapted if name not in apart]),
+        **({"target_parameters": [f"{name}.weight" for name in apart]} if apart else {}),
         "bias": "none",
         "fan_in_fan_out": getattr(first.base_layer, "transposed", type(first.base_layer).__name__ == "Conv1D"),
         "init_lora_weights": True,

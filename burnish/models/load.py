@@ -85,9 +85,11 @@ def load(
 
 
 def _drop(config: Any, dropout: float | None) -> None:
-    """Set every dropout of a configuration, where there is one to set."""
+    """Set every dropout of a configuration, where there is one to set; 0 lets no layer be skipped either."""
     for name in [] if dropout is None else list(config.to_dict()):
-        if ("dropout" in name or name.endswith("pdrop")) and isinstance(getattr(config, name, None), float):
+        wanted = "dropout" in name or name.endswith("pdrop") or (not dropout and "layerdrop" in name)
+        known = getattr(config, name, None)
+        if wanted and isinstance(known, int | float) and not isinstance(known, bool) and known != dropout:
             setattr(config, name, dropout)
 
 

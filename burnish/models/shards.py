@@ -24,6 +24,13 @@ class _Unfit(Exception):
     """This base's random weights cannot be drawn tensor by tensor."""
 
 
+def is_linear(item: nn.Module) -> bool:
+    """Whether a module computes x Wᵀ + b and nothing else; routers of experts that are linear layers do more."""
+    if isinstance(item, nn.Linear):
+        return type(item).forward is nn.Linear.forward or type(item).__name__ == "FalconLinear"
+    return isinstance(item, Conv1D)
+
+
 def linears(hf: Any, language: bool, fresh: Collection[str]) -> list[str]:
     """The layers to quantise: linear ones that are not the output layer, not tied to embeddings and not new.
 
@@ -34,10 +41,7 @@ def linears(hf: Any, language: bool, fresh: Collection[str]) -> list[str]:
     return [
         name
         for name, item in hf.named_modules()
-        if isinstance(item, (nn.Linear, Conv1D))
-        and id(item) not in ends
-        and id(item.weight) not in tied
-        and f"{name}.weight" not in fresh
+        if is_linear(item) and id(item) not in ends and id(item.weight) not in tied and f"{name}.weight" not in fresh
     ]
 
 

@@ -73,12 +73,14 @@ def frozen(model: Model) -> int:
 
 def drops(config: Any, dropout: float | None) -> bool:
     """Whether training hides numbers at random inside the layers.  dropout: what replaces the configuration's own."""
-    told = {
-        name: value if dropout is None else dropout
-        for name, value in config.to_dict().items()
-        if isinstance(value, float) and ("dropout" in name or name.endswith("pdrop"))
-    }
-    return any(value > 0 for name, value in told.items() if not name.startswith(("classifier", "summary")))
+    told = {name: value for name, value in config.to_dict().items() if isinstance(value, int | float)}
+    hidden = [
+        value if dropout is None else dropout
+        for name, value in told.items()
+        if ("dropout" in name or name.endswith("pdrop")) and not name.startswith(("classifier", "summary"))
+    ]
+    skipped = [value for name, value in told.items() if "layerdrop" in name and dropout != 0]
+    return any(value > 0 for value in (*hidden, *skipped))
 
 
 def shape(model: Model, small: bool = False, above: int = 0, element: int = 4) -> Shape:

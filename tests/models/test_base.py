@@ -18,6 +18,7 @@ from burnish.errors import ModelError
 from burnish.models import base, load
 from burnish.models.base import Head
 from burnish.tokens.batch import collate
+from burnish.train import describe
 
 KIND = dict.fromkeys(tiny.DECODERS, "decoder") | dict.fromkeys(tiny.ENCODERS, "encoder")
 KIND |= dict.fromkeys(tiny.PAIRS, "encoder-decoder")
@@ -224,6 +225,16 @@ def test_dropout_is_set_everywhere_or_left_as_shipped(kind, dropout, tmp_path_fa
     model = load.load(base.inspect(str(tiny.folder(kind, tmp_path_factory))), tiny.HEADS["classes"], dropout=dropout)
     found = {item.p for item in model.hf.modules() if isinstance(item, torch.nn.Dropout)}
     assert found <= ({0.1, 0.0} if dropout is None else {dropout})
+
+
+def test_without_dropout_no_layer_is_skipped(tmp_path_factory, tmp_path):
+    folder = edited(copied("bart", tmp_path_factory, tmp_path), encoder_layerdrop=0.5, attention_dropout=0)
+    found = base.inspect(str(folder))
+    shipped, none, some = (load.load(found, LANGUAGE, dropout=share).hf.config for share in (None, 0.0, 0.3))
+    assert [hf.encoder_layerdrop for hf in (shipped, none, some)] == [0.5, 0.0, 0.5]
+    assert [hf.attention_dropout for hf in (shipped, none, some)] == [0, 0, 0.3]
+    assert describe.drops(shipped, None)
+    assert not describe.drops(none, 0.0)
 
 
 @pytest.mark.parametrize("kind", tiny.KINDS)

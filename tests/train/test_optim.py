@@ -107,6 +107,19 @@ def test_twenty_steps_equal_the_formula(kind, decay, l1):
         np.testing.assert_allclose(value.detach().numpy(), hand[name], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["sgd", "adam", "adamw", "adafactor"])
+def test_a_weight_may_get_its_first_gradient_late(kind):
+    """An expert that no row went to, a layer that was skipped: the others move on, and it begins when it is asked."""
+    together, alone = parameters(), {"layer.weight": parameters()["layer.weight"]}
+    for params, steps in ((together, (1, 2)), (alone, (2,))):
+        optimizer = optim.build(params, Train(optimizer=kind, weight_decay=0.0))
+        for step in steps:
+            for name, value in params.items():
+                value.grad = None if step == 1 and name == "layer.weight" else torch.ones_like(value)
+            optimizer.step()
+    torch.testing.assert_close(together["layer.weight"], alone["layer.weight"], rtol=1e-6, atol=1e-6)
+
+
 def test_only_matrices_decay():
     groups = optim.build(parameters(), Train(weight_decay=0.3)).param_groups
     assert [(len(group["params"]), group["weight_decay"]) for group in groups] == [(2, 0.3), (2, 0.0)]
