@@ -86,7 +86,7 @@ def load(folder: str, name: str) -> ModuleType:
         return importlib.import_module(f"burnish.{folder.replace('/', '.')}.{path.stem}")
     for point in importlib.metadata.entry_points(group=f"burnish.{folder}"):
         if spelt(point.name) == name:
-            return point.load()  # type: ignore[no-any-return]
+            return point.load()
     raise BurnishError(f"{folder} {name} has vanished", do="reinstall the package that brought it")
 
 

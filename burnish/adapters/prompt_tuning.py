@@ -56,14 +56,14 @@ class SoftEmbedding(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The frozen table: some models look at it (at its type, or to tie their output to it)."""
-        return self.base_layer.weight  # type: ignore[return-value]
+        return self.base_layer.weight
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids (...,) -> (..., width)."""
         virtual = ids >= VIRTUAL
         out = self.base_layer(ids.masked_fill(virtual, 0))
         prompt = nn.functional.dropout(self.prompt, self.dropout, self.training)
-        return out.index_put_((virtual,), nn.functional.embedding(ids[virtual] - VIRTUAL, prompt).to(out.dtype))  # type: ignore[no-any-return]
+        return out.index_put_((virtual,), nn.functional.embedding(ids[virtual] - VIRTUAL, prompt).to(out.dtype))
 
 
 def fitted(contract: Contract, kind: str, settings: Mapping[str, Any]) -> tuple[Contract, dict[str, Any]]:
@@ -105,7 +105,7 @@ def _put(model: Model, start: Tensor, dropout: float = 0.0) -> None:
         if item is reads or (isinstance(item, nn.Embedding) and item.weight is reads.weight)
     ]
     prompt = nn.Parameter(start.clone())
-    prompt.exact = True  # type: ignore[attr-defined]  # stays float32 in a bf16 model
+    prompt.exact = True  # stays float32 in a bf16 model
     wrapped = {id(item): SoftEmbedding(item, prompt, dropout) for _, item in found}
     for name, item in found:
         put(model, name, wrapped[id(item)])
@@ -113,7 +113,7 @@ def _put(model: Model, start: Tensor, dropout: float = 0.0) -> None:
 
 def prompt_of(model: Model) -> nn.Parameter:
     """(n, width) the learned vectors."""
-    return model.hf.get_input_embeddings().prompt  # type: ignore[no-any-return]
+    return model.hf.get_input_embeddings().prompt
 
 
 def merge(model: Model) -> None:

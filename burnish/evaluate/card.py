@@ -142,7 +142,7 @@ def front(report: Report, rung: RungResult, facts: Facts) -> dict[str, Any]:
         dataset = {"name": report.name, "type": "private", "split": "test"}
         entry = {"task": {"type": pipeline}, "dataset": dataset, "metrics": results}
         found["model-index"] = [{"name": report.name, "results": [entry]}]
-    return _held(found)  # type: ignore[no-any-return]
+    return _held(found)
 
 
 def _held(value: Any) -> Any:

@@ -126,4 +126,4 @@ def _logits(model: Model, grid: Grid, steady: int) -> Tensor:
     else:
         told = model.hf(**inputs).logits.flatten(0, 1)[kept.to(device)]
     told = told[wanted.flatten()[kept].to(device)]
-    return told  # type: ignore[no-any-return]
+    return told

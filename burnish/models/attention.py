@@ -66,7 +66,7 @@ def install(hf: Any, seat: Seat) -> None:
 
 def _distances(module: nn.Module, plain: Callable[..., Tensor], queries: int, keys: int, **told: Any) -> Tensor:
     """T5's learned bias.  Of a pack (1, H, 1, 2N - 1): of keys N - 1 places before a query to N - 1 after it."""
-    seat, side = module._seat  # type: ignore[misc]
+    seat, side = module._seat
     if seat.layout is None:
         return plain(queries, keys, **told)
     longest = getattr(seat.layout, side).longest
@@ -75,7 +75,7 @@ def _distances(module: nn.Module, plain: Callable[..., Tensor], queries: int, ke
 
 def _positions(module: nn.Module, told: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Give a pack's positions to a module that would count through the whole pack."""
-    seat, side = module._seat  # type: ignore[misc]
+    seat, side = module._seat
     if seat.layout is not None:
         named = {**named, "position_ids": seat.source_positions if side == "source" else seat.positions}
     return told, named
@@ -262,7 +262,7 @@ class _Packed(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         context: Any,
         q: Tensor,
         k: Tensor,
@@ -290,7 +290,7 @@ class _Packed(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(context: Any, gradient: Tensor) -> Any:
         q, k, v, bias = context.saved_tensors
         spans, causal, window, scale, dropout, logs, shown = context.told
         heads = k.shape[1]

@@ -75,7 +75,7 @@ class Bottom:
                 if states.requires_grad or not torch.equal(states, self.states(batch)):
                     return False
                 for number, layer in enumerate(self._layers[: self.depth]):
-                    layer.forward = partial(_through, self.model, layer.forward, number == 0)  # type: ignore[method-assign]
+                    layer.forward = partial(_through, self.model, layer.forward, number == 0)
                 told = []
                 for one in (batch, replace(batch, states=states)):
                     torch.manual_seed(3)
@@ -89,7 +89,7 @@ class Bottom:
             return False
         finally:
             for layer, forward in zip(self._layers, plain, strict=False):
-                layer.forward = forward  # type: ignore[method-assign]
+                layer.forward = forward
             self.model.train(was)
 
     def fingerprint(self) -> bytes:

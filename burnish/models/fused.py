@@ -53,9 +53,7 @@ def _chunks(hidden: Tensor, weight: Tensor, *others: Tensor, trained: bool) -> I
 
 class _LinearLogLikelihood(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
-        context: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
-    ) -> Tensor:
+    def forward(context: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
         exact = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         out = torch.empty(len(hidden), dtype=exact, device=hidden.device)
         for part, (rows, told) in _chunks(hidden, weight, targets, trained=False):
@@ -66,7 +64,7 @@ class _LinearLogLikelihood(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(context: Any, gradient: Tensor) -> Any:
         hidden, weight, bias, targets = context.saved_tensors
         wants_hidden, wants_weight, wants_bias = context.needs_input_grad[:3]
         dhidden = torch.empty_like(hidden) if wants_hidden else None
@@ -92,7 +90,7 @@ class _LinearLogLikelihood(torch.autograd.Function):
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         context: Any,
         hidden: Tensor,
         weight: Tensor,
@@ -125,7 +123,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(context: Any, gradient: Tensor) -> Any:
         dhidden, dweight, dbias = context.saved_tensors
         weight, of_bias = context.head
         return (
@@ -199,7 +197,7 @@ class Norm(torch.autograd.Function):
     """x / rms(x) * w (Zhang and Sennrich 2019, RMSNorm, eq. 4); keeps x and 1 / rms."""
 
     @staticmethod
-    def forward(context: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:  # type: ignore[override]
+    def forward(context: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         x = x.contiguous()
         rows, width = x.numel() // x.shape[-1], x.shape[-1]
         if kernels.fits(x, weight):
@@ -215,7 +213,7 @@ class Norm(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(context: Any, gradient: Tensor) -> Any:
         x, weight, inverse = context.saved_tensors
         gradient = gradient.contiguous()
         rows, width = x.numel() // x.shape[-1], x.shape[-1]
@@ -237,7 +235,7 @@ class Gated(torch.autograd.Function):
     """silu(gate) * other (Shazeer 2020, GLU Variants, eq. 5); keeps its two inputs."""
 
     @staticmethod
-    def forward(context: Any, gate: Tensor, other: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(context: Any, gate: Tensor, other: Tensor) -> Tensor:
         context.save_for_backward(gate, other)
         if kernels.fits(gate, other):
             out = torch.empty_like(gate)
@@ -248,7 +246,7 @@ class Gated(torch.autograd.Function):
         return nn.functional.silu(gate) * other
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(context: Any, gradient: Tensor) -> Any:
         gate, other = context.saved_tensors
         gradient = gradient.contiguous()
         if kernels.fits(gradient, gate, other):
@@ -264,14 +262,12 @@ class Turned(torch.autograd.Function):
     """Queries and keys (T, heads, D) turned by their positions (Su et al. 2021, RoFormer, eq. 34); keeps the angles."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        context: Any, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(context: Any, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         context.save_for_backward(cos, sin)
         return _turn(query, key, cos, sin, False)
 
     @staticmethod
-    def backward(context: Any, to_query: Tensor, to_key: Tensor) -> Any:  # type: ignore[override]
+    def backward(context: Any, to_query: Tensor, to_key: Tensor) -> Any:
         cos, sin = context.saved_tensors
         return *_turn(to_query.contiguous(), to_key.contiguous(), cos, sin, True), None, None
 

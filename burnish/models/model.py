@@ -366,7 +366,7 @@ def _near(a: Tensor, b: Tensor) -> bool:
 def bare(head: nn.Linear) -> Iterator[nn.Linear]:
     """Within it the output embedding hands on what it reads."""
     own = vars(head).get("forward")  # another `forward` of its own, not its class's (quicken.py)
-    head.forward = lambda hidden: hidden  # type: ignore[method-assign]
+    head.forward = lambda hidden: hidden
     try:
         yield head
     finally:

@@ -134,7 +134,7 @@ def outline(hf: Any, folder: Path) -> frozenset[str]:
     for name, place in found.items():
         value = hf.get_parameter_or_buffer(name)
         if isinstance(value, nn.Parameter):
-            value.place = place  # type: ignore[attr-defined]
+            value.place = place
         else:
             put(hf, name, place.rows().to(value.dtype))
         hf.get_parameter_or_buffer(name)._is_hf_initialized = True
@@ -197,21 +197,42 @@ def quantised(module: nn.Module) -> dict[str, Any]:
     return {name: item for name, item in module.named_modules() if getattr(item, "place", None) is not None}
 
 
-def fill(module: nn.Module, device: torch.device) -> None:
-    """Read every weight that still stands in its file, one after the other, in the type it has."""
+def fill(module: nn.Module, device: torch.device, frozen: torch.dtype | None = None) -> None:
+    """Read every weight that still stands in its file, one after the other, in the type it has.
+
+    frozen: the type of those that no training moves.  Raises ModelError before the first where memory is too small.
+    """
+    _check_room(module, device, frozen)
     for name, layer in quantised(module).items():
         layer.read()
         finite(name, layer.packed.mean)
         layer.place = None
     for name, value in module.named_parameters():
         if place := getattr(value, "place", None):
-            whole = nn.Parameter(read(name, place, value.dtype).to(device), value.requires_grad)
+            dtype = value.dtype if value.requires_grad else frozen or value.dtype
+            whole = nn.Parameter(read(name, place, dtype).to(device), value.requires_grad)
             torch.utils.swap_tensors(value, whole)
+
+
+def _check_room(module: nn.Module, device: torch.device, frozen: torch.dtype | None) -> None:
+    if device.type != "cpu":
+        return
+    waiting = [value for value in module.parameters() if hasattr(value, "place")]
+    needed = sum(
+        value.numel() * (value.dtype if value.requires_grad else frozen or value.dtype).itemsize for value in waiting
+    )
+    needed += sum(layer.packed.nbytes for layer in quantised(module).values())
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise ModelError(
+            f"The model needs {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free",
+            do="use a smaller base, or free memory",
+        )
 
 
 def whole(value: Tensor) -> Tensor:
     """A tensor in full; of one that is cut over processes all must ask, each for the same ones in the same order."""
-    return value.full_tensor() if hasattr(value, "full_tensor") else value  # type: ignore[no-any-return]
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
 
 
 def put(hf: Any, name: str, value: Any) -> None:

@@ -98,7 +98,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     alone = x.numel() < FEW * x.shape[-1] or torch.is_grad_enabled() or x.dtype != torch.float32
     if alone or weight.dtype != torch.float32 or x.device.type != "cpu" or not _onednn():
         return nn.functional.linear(x, weight, bias)
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 @cache

@@ -32,7 +32,7 @@ class Tiled(torch.autograd.Function):
     """Exact attention; keeps q, k, v and each row's log of the sum of exponentials (Dao et al. 2022, algorithm 4)."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         context: Any, q: Tensor, k: Tensor, v: Tensor, spans: Spans, causal: bool, window: int | None, scale: float
     ) -> Tensor:
         q, k, v = (part.contiguous() for part in (q, k, v))
@@ -45,7 +45,7 @@ class Tiled(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(context: Any, gradient: Tensor) -> Any:
         q, k, v, logs = context.saved_tensors
         back = [torch.empty_like(part) for part in (q, k, v)]
         kernels.call("attend_back", gradient.contiguous(), q, k, v, logs, *back, *context.rest)

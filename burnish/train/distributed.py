@@ -55,7 +55,12 @@ class Ranks:
         return 1
 
     def prepare(self, model: Model, precision: torch.dtype) -> tuple[Ranks, torch.dtype]:
-        """Put the model where it trains; returns the ranks for the loop, and the arithmetic that is left to it."""
+        """Put the model where it trains, frozen weights in the arithmetic's type as they are read.
+
+        Returns the ranks for the loop, and the arithmetic that is left to it.
+        """
+        places.fill(model, self.device, precision)
+        model.to(self.device)
         return self, precision
 
     def sum(self, *values: float) -> list[float]:
@@ -116,8 +121,7 @@ class Replicated(Ranks):
 
     def prepare(self, model: Model, precision: torch.dtype) -> tuple[Ranks, torch.dtype]:
         if self.over(model) == 1:
-            places.fill(model, self.device)
-            model.to(self.device)
+            super().prepare(model, precision)
             with torch.no_grad():
                 for value in model.trainable().values():  # drawn from one seed; now surely equal
                     dist.broadcast(value, 0)
@@ -133,7 +137,7 @@ class Replicated(Ranks):
         own = torch.tensor([values], dtype=torch.float64, device=self.device)
         told = [torch.empty_like(own) for _ in range(self.size)]
         dist.all_gather(told, own)
-        return torch.cat(told).tolist()  # type: ignore[no-any-return]
+        return torch.cat(told).tolist()
 
     def tell(self, value: Any, source: int = 0) -> Any:
         # not torch's object collectives: they unpickle whatever comes over the network

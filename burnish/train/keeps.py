@@ -39,7 +39,7 @@ class _Attention(torch.autograd.Function):
     """Attention as far as memory goes: it keeps its queries, keys and values (as models/attention.py does)."""
 
     @staticmethod
-    def forward(context: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(context: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         context.save_for_backward(query, key, value)
         rows, heads, long = query.shape[:3]
         return query.new_empty(rows, long, heads, value.shape[3])

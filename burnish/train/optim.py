@@ -73,7 +73,7 @@ class Masters:
                 self._lower[name] = split(exact, value.data)
                 self.values[name] = nn.Parameter(exact.new_zeros(()).expand(value.shape))
             if dtype != torch.float32:
-                value.sums = sums = Gather(self.values[name])  # type: ignore[attr-defined]
+                value.sums = sums = Gather(self.values[name])
                 self._hooks.append(value.register_post_accumulate_grad_hook(sums.take))
 
     def _sparse(self, on: bool) -> None:
