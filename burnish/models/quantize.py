@@ -30,6 +30,7 @@ ALONE = (
     1 << 14
 )  # numbers that torch adds up in one thread: a sum in several depends on how many, and so would all scales
 CHUNK = 1 << 20  # weights in work at a time, so that what they pass through stays small beside a large layer
+DEVICE = 1 << 26  # the same on a GPU, which has no cache to stay in, and launches cost it more than memory does
 CUT = "codes", "scales"  # what of a layer is cut over processes: all but 0.05 %
 
 NF4 = (  # quantiles of N(0, 1) between .9677083 and .5 on either side, divided by the largest (appendix E)
@@ -117,7 +118,7 @@ def dequantize(packed: Packed, dtype: torch.dtype = torch.float32) -> Tensor:
         kernels.call("dequantize", out, codes, scales, _levels(device), blocks, block)
         return out.view(-1)[: math.prod(packed.shape)].view(packed.shape)
     codes = codes.view(torch.int16)
-    rows = max(CHUNK // block, 1)
+    rows = max((DEVICE if codes.is_cuda else CHUNK) // block, 1)
     for start in range(0, blocks, rows):
         fours = codes[start * block // 4 : (start + rows) * block // 4].int() & 0xFFFF
         values = _fours(device).index_select(0, fours).view(torch.float32).view(-1, block)
@@ -130,7 +131,8 @@ def _nearest(flat: Tensor, block: int, levels: Tensor) -> tuple[Tensor, Tensor]:
     middles = ((levels[1:] + levels[:-1]) / 2).tolist()
     codes = torch.empty(len(flat), dtype=torch.uint8, device=flat.device)
     largest = torch.empty(-(-len(flat) // block), device=flat.device)
-    step = max(CHUNK // 32 // block, 1) * block  # what is compared so often stays in a core's own cache
+    step = DEVICE if flat.is_cuda else CHUNK // 32  # what is compared so often stays in a core's own cache
+    step = max(step // block, 1) * block
     for start in range(0, len(flat), step):
         part = flat[start : start + step].float()
         rows = nn.functional.pad(part, (0, -len(part) % block)).view(-1, block)

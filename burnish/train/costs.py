@@ -17,7 +17,7 @@ from burnish.train.terms import Load, Machine, Work, load_of, scaled
 
 STATES = {"adamw": 8.0, "adam": 8.0, "sgd": 4.0, "adamw-8bit": 2.0, "adafactor": 0.1}  # bytes for a trained number
 NF4 = 0.516  # bytes of a weight in 4 bits, constants included (Dettmers et al. 2023, QLoRA, section 3)
-CHUNK, TRAINED = 1 << 23, 1 << 25  # logits held at once, as models/fused.py cuts them
+CHUNK, TRAINED, DEVICE = 1 << 23, 1 << 25, 1 << 27  # logits held at once, as models/fused.py cuts them
 KERNELS = 1600  # that are kept at most: 2,600 shapes took 1.1 GB (docs/log.md)
 KEPT_CHECKPOINTS = 3  # two kept, and the one being written
 
@@ -192,7 +192,8 @@ def _logits(work: Work, batch: Load, fit: Fit) -> float:
     told = 0.0
     for item in work.shape.linears:
         if item.at == "supervised":
-            rows, each = max((TRAINED if item.trained else CHUNK) / item.outputs, 1.0), 4.0 * fit.logits
+            most = DEVICE if work.device != "cpu" else TRAINED if item.trained else CHUNK
+            rows, each = max(most / item.outputs, 1.0), 4.0 * fit.logits
             if work.shape.whole:  # themselves, in float32, their logarithms, the gradient of both
                 rows, each = math.inf, 12.0 + 2.0 * work.element
             told += each * item.outputs * min(batch.supervised, rows) + batch.supervised * item.inputs * work.element
