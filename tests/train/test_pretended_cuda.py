@@ -5,6 +5,7 @@ What runs is all of burnish but the kernels; attention's is replaced by plain Py
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,8 @@ import pytest
 import tiny
 import torch
 
+import burnish
+from burnish.generate import engine
 from burnish.models import flash, kernels, liger, placement, quantize, quicken
 from burnish.models.model import Model
 from burnish.train import distributed, loop
@@ -58,8 +61,9 @@ def losses(case: str, precision: str, into: Any, factory: Any, there: bool, **ow
     return [event.numbers[name] for event in told for name in ("loss", "valid_loss") if name in event.numbers]
 
 
-@pytest.mark.parametrize("precision", ROOM)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "precision"), [*((case, "bf16") for case in CASES), *((case, "fp32") for case in ("sft", "dpo", "padded"))]
+)
 def test_a_run_is_the_cpus(case: str, precision: str, tmp_path_factory: Any, tmp_path: Any) -> None:
     wanted = losses(case, precision, tmp_path, tmp_path_factory, False)
     with pretend.cuda():
@@ -99,16 +103,49 @@ def test_what_lies_on_two_devices_is_found() -> None:
             there.detach().numpy()
 
 
-def test_an_answer_is_the_cpus(tmp_path_factory: Any) -> None:
-    """Logits of a padded batch and of a pack, and a filled one, after a move."""
-    rows = tiny.rows("llama", "answers", tmp_path_factory)
-    model: Model = tiny.model("llama", "language", tmp_path_factory).eval()
-    batch = tiny.collate(rows, 2)
-    with torch.no_grad():
-        wanted = model(batch).logits
-        with pretend.cuda():
-            told = model.to("cuda")(batch.to("cuda")).logits.cpu()
-    torch.testing.assert_close(told, wanted)
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bart", "t5"])
+def test_answers_are_the_cpus(kind: str, tmp_path_factory: Any) -> None:
+    """Logits, likelihoods and greedy texts of a model that has moved."""
+    given = tiny.rows(kind, "answers", tmp_path_factory)
+    model: Model = tiny.model(kind, "language", tmp_path_factory).eval()
+
+    def told(where: str) -> tuple[torch.Tensor, list[float], list[list[int]]]:
+        model.to(where)
+        odds = [value for value, _ in engine.likelihood(model, given, 256)]
+        texts = engine.generate(model, [row.ids.tolist() for row in given], [0], 5, 256)
+        with torch.no_grad():
+            return model(tiny.collate(given, 2).to(where)).logits.cpu(), odds, [item.ids for item in texts]
+
+    wanted = told("cpu")
+    with pretend.cuda():
+        found = told("cuda")
+    torch.testing.assert_close(found[0], wanted[0])
+    assert found[1] == pytest.approx(wanted[1], rel=1e-5)
+    assert found[2] == wanted[2]
+
+
+@pytest.mark.slow
+def test_a_climb_runs_on_it(tmp_path_factory: Any, tmp_path: Any, monkeypatch: Any) -> None:
+    """Plan, training, the artifact and answering of every rung, as a user gives the command."""
+    monkeypatch.setattr(placement, "best", lambda: pretend.DEVICE)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (100 << 30, 140 << 30))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a GPU that is not there")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
+    monkeypatch.setenv("BURNISH_HOME", str(tmp_path / "home"))
+    draw, words = random.Random(0), ["amber", "brook", "cedar", "delta", "ember", "frost", "grove", "heron", "ivory"]
+    rows = [f"{' '.join(draw.choices(words, k=9))},{'yes' if i % 2 else 'no'}" for i in range(80)]
+    (tmp_path / "rows.csv").write_text("\n".join(["review,stars", *rows]))
+    base, told = str(tiny.folder("llama", tmp_path_factory)), []
+    burnish.init(str(tmp_path / "rows.csv"), out=str(tmp_path / "task.yaml"), base=base)
+    short = ["train.max_steps=3", "rungs=[zero-shot, few-shot, lora]", "evaluate.resamples=100"]
+    with pretend.cuda():
+        burnish.climb(str(tmp_path / "task.yaml"), set=short, say=lambda _, event: told.append(event))
+    (started,) = [event.numbers for event in told if event.kind == "started" and "kernels" in event.numbers]
+    assert started["precision"] == "bf16"
+    assert started["kernels"].endswith("attention by plain")
+    assert started["needs"]["verdict"] == "fits"
+    assert sum(event.kind == "step" for event in told) == 3
 
 
 def test_masters_are_stepped_few_at_a_time(tmp_path_factory: Any, monkeypatch: Any) -> None:
