@@ -131,15 +131,16 @@ def update(
 def _backward(run: Run, micro: Sequence[Batch], total: float) -> float:
     """Add up this rank's gradients; returns its part of the step's loss."""
     loss = torch.zeros((), dtype=torch.float64, device=run.model.device)
+    trims = run.recompute and run.model.device.type == "cpu"
     for batch, counts in run.watched(micro, run.batches):
         batch = batch.to(run.model.device)
         outputs = run.model(batch)
-        if run.recompute:  # memory is what counts here, and each half of a pass leaves gaps (docs/log.md)
+        if trims:  # memory is what counts here, and each half of a pass leaves gaps (docs/log.md)
             heap.trim()
         part = run.method.loss(outputs, batch, run.method_settings) / total
         part = part if counts else part * 0.0
         part.backward()
-        if run.recompute:
+        if trims:
             heap.trim()
         loss += part.detach().double()
     return loss.item()
