@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
@@ -151,6 +151,9 @@ class Event:
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": self.kind, "step": self.step, "seconds": round(self.seconds, 3), **self.numbers}
+
+
+Say = Callable[[str, Event], None]  # told what happens while it happens: the rung or verb, and the event
 
 
 @dataclass(frozen=True)

@@ -5,18 +5,16 @@ Each verb imports its area inside itself, so that naming the verbs costs nothing
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from burnish.errors import BurnishError, DataError, TaskError, unknown
-from burnish.records import Event, Report, RungResult
+from burnish.records import Event, Report, RungResult, Say
 
 if TYPE_CHECKING:
     from burnish.climb.ladder import Ladder
     from burnish.train.launch import Cluster
-
-Say = Callable[[str, Event], None]
 
 
 def _quiet(phase: str, event: Event) -> None:
@@ -198,7 +196,8 @@ def compare(a: str, b: str, *, data: str = "", say: Say | None = None) -> dict[s
     from burnish import artifact as artifacts
     from burnish import store, taskfile
     from burnish.climb import openings, past
-    from burnish.climb.judge import Asker, publish_pair
+    from burnish.climb.answers import Asker
+    from burnish.climb.judge import publish_pair
     from burnish.evaluate.compare import compared
 
     suite = f"data-{store.slug(Path(data).name)}" if data else "test"

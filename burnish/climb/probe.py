@@ -18,15 +18,13 @@ from burnish.climb.ladder import Ladder
 from burnish.evaluate import predict as predicting
 from burnish.evaluate.facts import Changing, Facts, agreement, conflicts, leaks, novelty, obedience
 from burnish.metrics._text import gold
-from burnish.records import Event, Example, Prediction
+from burnish.records import Event, Example, Prediction, Say
 from burnish.tokens import ask
 
 TRIED = 100  # validation rows that the base answers
 WRITTEN = 40  # of these, answered in free words: generating is slow
 LEAKED = "also in your own test or validation"
 RUNGS = ("lora", "qlora", "prompt-tuning", "full")
-
-Say = Callable[[str, Event], None]
 
 
 def probe(ladder: Ladder, changing: Changing, say: Say) -> Facts:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
 
 from burnish import store
@@ -13,10 +12,8 @@ from burnish.climb.ladder import ready, rungs_of
 from burnish.climb.rungs import make_points, make_prompted, make_trained
 from burnish.errors import Interrupted, TaskError
 from burnish.models.model import Model
-from burnish.records import Event, Report, RungResult
+from burnish.records import Report, RungResult, Say
 from burnish.task import Task, parts
-
-Say = Callable[[str, Event], None]
 
 
 def climb(task: Task, again: bool, say: Say, seeds: int = 1, search: int = 0, curve: bool = False) -> Report:

@@ -25,12 +25,11 @@ from burnish.evaluate import predict as predicting
 from burnish.evaluate.curve import FEWEST, SHARES
 from burnish.models.model import Model
 from burnish.prompting._world import World
-from burnish.records import Event, Example, RungResult
+from burnish.records import Event, Example, RungResult, Say
 from burnish.task import parts
 from burnish.train.distributed import Ranks
 from burnish.train.tune import Job, tune
 
-Say = Callable[[str, Event], None]
 ONE = Ranks()
 
 

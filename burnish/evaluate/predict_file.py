@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,9 @@ from burnish.artifact import Artifact
 from burnish.data.questions import Question, questions
 from burnish.errors import DataError, Interrupted
 from burnish.evaluate.predict import answerer
-from burnish.records import LETTERS, Event, Prediction
+from burnish.records import LETTERS, Event, Prediction, Say
 from burnish.task import Evaluate
 
-Say = Callable[[str, Event], None]
 CHUNK = 128  # rows lost by a kill at most; what prompts have in common runs once for each
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
