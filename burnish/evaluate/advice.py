@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from burnish import kinds
 from burnish.data.rows import counted
@@ -16,10 +16,10 @@ from burnish.evaluate.facts import Facts
 from burnish.evaluate.statistics import wilson
 from burnish.records import Report
 
-CHOICES = (
+Choice = Literal[
     "prompt", "retrieval", "prompt tuning", "LoRA", "QLoRA", "full fine-tuning", "more data", "smaller base",
     "larger base", "do not fine-tune", "mend the data",
-)  # fmt: skip
+]  # fmt: skip
 FEW_PER_LABEL = 8  # rows of the rarest class; on Banking77 a linear probe gets .80 with 8, .84 with 16, .93 with all
 FEW = 50  # training rows below which a tuned model is a memory of them
 PLENTY = 5000  # training rows from which full fine-tuning has as a rule caught up with LoRA
@@ -33,16 +33,16 @@ SKEW = 0.9  # share of one class from which accuracy says little
 class Point:
     """One sentence of advice and the figures of Facts that it rests on."""
 
-    advice: str
+    advice: Choice
     sentence: str
     because: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Advice:
-    """What to do first (one of CHOICES), then everything that was found, the weightiest first."""
+    """What to do first (a Choice), then everything that was found, the weightiest first."""
 
-    first: str
+    first: Choice
     points: tuple[Point, ...]
     facts: Facts
 
@@ -160,7 +160,7 @@ def _tuning(facts: Facts) -> list[Point]:
         what = (
             "LoRA does not fit this machine, QLoRA over a 4-bit base does" if "qlora" in fits else "LoRA does not fit"
         )
-        choice = "QLoRA" if "qlora" in fits else "prompt tuning" if "prompt-tuning" in fits else "smaller base"
+        choice: Choice = "QLoRA" if "qlora" in fits else "prompt tuning" if "prompt-tuning" in fits else "smaller base"
         told.append(Point(choice, f"{what}: take {choice}.", {"fits": dict(facts.fits)}))
         return told
     start = f", starting from {facts.base:.3g} in {facts.metric}" if facts.base is not None else ""

@@ -1,11 +1,12 @@
 """Planted situations: the advice is the right one, and every sentence carries the figure behind it."""
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 from made_reports import classes, failing, few
 
-from burnish.evaluate.advice import CHOICES, advise, next_steps
+from burnish.evaluate.advice import Choice, advise, next_steps
 from burnish.evaluate.facts import Facts, agreement, conflicts, leaks, novelty, obedience
 from burnish.records import Example, Message, Prediction, Where
 
@@ -71,7 +72,7 @@ def test_planted_situations(name):
     advice = advise(facts)
     assert advice.first == first, [item.sentence for item in advice.points]
     for item in advice.points:
-        assert item.advice in CHOICES
+        assert item.advice in get_args(Choice)
         assert item.because
         assert item.sentence.endswith(".")
     assert "Facts" not in str(advice.to_json())
