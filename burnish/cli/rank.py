@@ -6,11 +6,13 @@ Out: events of the main rank, an error of any; the exit code is the command line
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import sys
 import threading
+import traceback
 from typing import Any
 
 from burnish import store
@@ -51,12 +53,11 @@ def main() -> int:
 
             workflow.train(**json.loads(sys.argv[1]), say=say)
         except BaseException as problem:
-            import traceback
-
-            traceback.print_exc()
             lost = not isinstance(problem, BurnishError) and any(sign in str(problem) for sign in PEER)
             error = as_error(problem) if not lost else TrainError("The connection to another process was lost")
             tell({"error": {**error.to_json(), "lost": lost}})
+            with contextlib.suppress(OSError):  # the log may lie on the disk that is full
+                traceback.print_exception(problem)
             return error.exit_code
         return 0
 

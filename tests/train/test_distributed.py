@@ -229,6 +229,17 @@ def test_every_row_of_a_step_is_some_ranks(lengths: list[int], ranks: int, batch
     assert sorted(everything, key=int) == [row.example for row in rows]
 
 
+def test_a_rank_tells_its_reason_where_nothing_can_be_logged(tmp_path: Path) -> None:
+    """Its log lies on the disk that is full."""
+    words = [sys.executable, "-m", "burnish.cli.rank", json.dumps({"task": str(tmp_path / "none.yaml"), "rung": "full"})]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            words, env={**os.environ, "RANK": "0"}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=full, text=True
+        )
+    assert "none.yaml" in json.loads(done.stdout)["error"]["where"]
+    assert done.returncode == 2
+
+
 # --- the watcher, with ranks that only talk -------------------------------------------------------------------
 
 TALK = """
