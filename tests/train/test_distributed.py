@@ -231,13 +231,16 @@ def test_every_row_of_a_step_is_some_ranks(lengths: list[int], ranks: int, batch
 
 def test_a_rank_tells_its_reason_where_nothing_can_be_logged(tmp_path: Path) -> None:
     """Its log lies on the disk that is full."""
-    words = [sys.executable, "-m", "burnish.cli.rank", json.dumps({"task": str(tmp_path / "none.yaml"), "rung": "full"})]
+    told = json.dumps({"task": str(tmp_path / "none.yaml"), "rung": "full"})
+    words = [sys.executable, "-m", "burnish.cli.rank", told]
+    environment = {**os.environ, "RANK": "0"}
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run(
-            words, env={**os.environ, "RANK": "0"}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=full, text=True
-        )
-    assert "none.yaml" in json.loads(done.stdout)["error"]["where"]
-    assert done.returncode == 2
+        rank = subprocess.Popen(words, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=full)
+        with rank:  # its stdin stays open: its end would say that nobody listens
+            assert rank.stdout is not None
+            said = rank.stdout.read()
+    assert "none.yaml" in json.loads(said)["error"]["where"]
+    assert rank.returncode == 2
 
 
 # --- the watcher, with ranks that only talk -------------------------------------------------------------------
