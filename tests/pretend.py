@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
+from torch.utils import checkpoint
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -178,12 +179,16 @@ def cuda() -> Iterator[Gpu]:
         with calls:
             return run(*told, **named)
 
+    seen = checkpoint._allowed_determinism_checks_to_fns
+    plain = seen["default"]
+    seen["default"] = lambda value: (value.shape, value.dtype)  # looked at from C++, where all is on the CPU
     torch.autograd._engine_run_backward = backward
     try:
         with calls, _Operations(gpu):
             yield gpu
     finally:
         torch.autograd._engine_run_backward = run
+        seen["default"] = plain
 
 
 __all__ = ["DEVICE", "Gpu", "Mixed", "cuda"]

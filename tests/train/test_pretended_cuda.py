@@ -48,12 +48,15 @@ def plainly(monkeypatch: Any) -> Iterator[None]:
         known.cache_clear()
 
 
-def losses(case: str, precision: str, into: Any, factory: Any, there: bool, **own: Any) -> list[float]:
+def losses(
+    case: str, precision: str, into: Any, factory: Any, there: bool, recompute: bool = False, **own: Any
+) -> list[float]:
     """Of three steps and their validations."""
     method, head, target, kind, adapter = CASES[case]
     own = {"adapter": adapter, "precision": precision, "max_steps": 3, "validation": True, "save_every": 99} | own
     run = tiny.run(method, head, target, kind, factory, into / f"{there}", **own)
     quicken.install(run.model.hf)
+    run.recompute = recompute
     if there:
         run.model.to("cuda")
     run.share(run.ranks)
@@ -69,6 +72,13 @@ def test_a_run_is_the_cpus(case: str, precision: str, tmp_path_factory: Any, tmp
     with pretend.cuda():
         told = losses(case, precision, tmp_path, tmp_path_factory, True)
     assert told == pytest.approx(wanted, rel=ROOM[precision], abs=ROOM[precision])
+
+
+def test_activations_are_made_again(tmp_path_factory: Any, tmp_path: Any) -> None:
+    wanted = losses("sft", "bf16", tmp_path, tmp_path_factory, False)
+    with pretend.cuda():
+        told = losses("sft", "bf16", tmp_path, tmp_path_factory, True, recompute=True)
+    assert told == pytest.approx(wanted, rel=ROOM["bf16"], abs=ROOM["bf16"])
 
 
 def test_a_pass_seldom_waits_for_the_device(tmp_path_factory: Any, tmp_path: Any, monkeypatch: Any) -> None:
