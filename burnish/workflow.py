@@ -49,7 +49,7 @@ def plan(task: str = "", *, rung: str = "", set: Sequence[str] = ()) -> dict[str
         _must_train(rung)
     if not task:
         return tunable()
-    return foresee(ready(taskfile.read(task, set), begin=False), [rung] if rung else [])
+    return foresee(ready(taskfile.read(task, set), begin=False, planned=True), [rung] if rung else [])
 
 
 def climb(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import tiny
 import burnish
 from burnish import store
 from burnish.data.validate import BadRows
-from burnish.errors import ArtifactError, BurnishError, DataError, Interrupted, TaskError
+from burnish.errors import ArtifactError, BurnishError, DataError, Interrupted, ModelError, TaskError
 from burnish.evaluate import predict_file
 from burnish.records import Event, Report
 
@@ -201,6 +202,20 @@ def test_a_trained_rung_says_what_it_sets_out_to_do(home: Path) -> None:
     assert 0 < first["trained"] < first["parameters"]
     assert first["steps"] == 4
     assert {"tokens_trained", "tokens_masked", "tokens_cut"} <= set(first["tokens"])
+
+
+def test_a_plan_needs_no_weights(home: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """One asks what a base would need before fetching it."""
+    shutil.copytree(tiny.folder("llama", tmp_path_factory), tmp_path / "base", ignore=shutil.ignore_patterns("*.safet*"))
+    bare = f"base.name={tmp_path / 'base'}"
+    rungs = 'rungs=["lora", "qlora", "prompt-tuning", "partial", "full"]'
+    whole, told = (burnish.plan(str(home / "task.yaml"), set=[rungs, *more])["rungs"] for more in ((), (bare,)))
+    for rung, one in whole.items():
+        assert [told[rung][key] for key in ("parameters", "trained", "verdict")] == [
+            one[key] for key in ("parameters", "trained", "verdict")
+        ]
+    with pytest.raises(ModelError, match="no weights"):
+        burnish.train(str(home / "task.yaml"), rung="lora", set=[bare])
 
 
 def test_only_adapters_are_trained(home: Path) -> None:

@@ -172,7 +172,7 @@ def save(model: Model, folder: Path, base: str) -> None:
         "num_virtual_tokens": length,
         "token_dim": width,
         "num_transformer_submodules": 1,  # an encoder-decoder's encoder alone, as in the paper
-        "num_attention_heads": getattr(told, "num_attention_heads", None),
+        "num_attention_heads": getattr(told, "num_attention_heads", 1),  # unused, but PEFT asks RWKV for it
         "num_layers": getattr(told, "num_hidden_layers", None),
         "prompt_tuning_init": "RANDOM",  # where it started is of no use once it is trained
         "modules_to_save": _peft.heads(model) or None,

@@ -86,12 +86,13 @@ def cost(rung: str) -> tuple[int, str]:
     return sum(int(kinds.constants(kind, name)["COST"]) for kind, name in told if name), rung
 
 
-def ready(task: Task, begin: bool = True) -> Ladder:
+def ready(task: Task, begin: bool = True, planned: bool = False) -> Ladder:
     """Inspect the base, read and split the data, choose the method.
 
     begin: write the run's task.yaml and environment.json; a check or an evaluation begins no run.
+    planned: nothing is run, so the base may be without weights.
     """
-    base = models.inspect(task.base.name, task.folder, task.base.weights == "random")
+    base = models.inspect(task.base.name, task.folder, task.base.weights == "random", planned)
     tokenizer = Tokenizer.load(base.folder)
     shared = store.home() / "cache" / "data" / _data_key(task)
     with store.locked(shared, wait=True):

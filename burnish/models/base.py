@@ -106,13 +106,16 @@ def _download(name: str) -> Path:
         ) from None
 
 
-def inspect(name: str, folder: str = ".", random: bool = False) -> Base:
-    """Everything that can be known from a model's small files; refuses unsafe or unknown ones."""
+def inspect(name: str, folder: str = ".", random: bool = False, planned: bool = False) -> Base:
+    """Everything that can be known from a model's small files; refuses unsafe or unknown ones.
+
+    planned: only plans are made for it, which its weights may still be lacking for.
+    """
     path = find(name, folder)
     config = read_json(path / "config.json")
     _check_config(config, path / "config.json")
     weights = sorted(path.glob("*.safetensors"))
-    if not weights and not random:
+    if not weights and not (random or planned):
         others = sorted(item.name for item in path.iterdir() if item.suffix in (".bin", ".pt", ".pth", ".ckpt", ".h5"))
         what = f"only {others[0]}, a format that can run code" if others else "no weights"
         raise ModelError(
