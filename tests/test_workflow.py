@@ -206,7 +206,7 @@ def test_a_trained_rung_says_what_it_sets_out_to_do(home: Path) -> None:
 
 def test_a_plan_needs_no_weights(home: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """One asks what a base would need before fetching it."""
-    shutil.copytree(tiny.folder("llama", tmp_path_factory), tmp_path / "base", ignore=shutil.ignore_patterns("*.safet*"))
+    shutil.copytree(tiny.folder("llama", tmp_path_factory), tmp_path / "base", ignore=shutil.ignore_patterns("*.saf*"))
     bare = f"base.name={tmp_path / 'base'}"
     rungs = 'rungs=["lora", "qlora", "prompt-tuning", "partial", "full"]'
     whole, told = (burnish.plan(str(home / "task.yaml"), set=[rungs, *more])["rungs"] for more in ((), (bare,)))
