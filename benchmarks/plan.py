@@ -368,7 +368,7 @@ def _errors(found: list[dict[str, Any]], constants: Any) -> dict[str, float]:
     return {"memory": float(off[0]), "seconds": float(off[1])}
 
 
-MEMORY = ("kept", "scratch", "logits", "loading", "update", "process", "kernel")
+MEMORY = ("kept", "scratch", "logits", "update", "process", "kernel")
 TIME = ("arithmetic", "stream", "attention", "words", "calls", "passes", "step", "compiling")
 
 

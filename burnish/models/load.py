@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import nn
 
@@ -46,8 +45,10 @@ def load(
         language = head.kind == "language"
         weights = None if base.random and files is None else folder
         outlined = outlined and weights is not None
-        if not outlined:
-            _check_room(hf, shards.linears(hf, language, heads) if quantised else (), folder)
+        if weights is None:
+            whole, small = count(hf.parameters()), shards.linears(hf, language, heads) if quantised else []
+            numbers = sum(hf.get_submodule(name).weight.numel() for name in small)
+            places.check_room(dtype.itemsize * (whole - numbers) + quantize.BITS / 8 * numbers, str(folder))
         torch.manual_seed(seed)
         missing = frozenset[str]()
         if weights is not None:
@@ -170,19 +171,6 @@ def align(hf: nn.Module) -> None:
     for value in (*hf.parameters(), *hf.buffers()):
         if not value.is_meta and value.data_ptr() % 64:
             value.data = value.data.clone()
-
-
-def _check_room(hf: Any, quantised: Collection[str], folder: Path) -> None:
-    """Refuse a model that this machine's memory cannot hold, before any of it is allocated."""
-    small = sum(hf.get_submodule(name).weight.numel() for name in quantised)
-    needed = hf.dtype.itemsize * (count(hf.parameters()) - small) + quantize.BITS / 8 * small
-    free = psutil.virtual_memory().available
-    if needed > free:
-        raise ModelError(
-            f"The model needs {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free",
-            str(folder),
-            "use a smaller base, or free memory",
-        )
 
 
 def _unloadable(problem: Exception, folder: Path) -> ModelError:

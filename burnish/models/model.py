@@ -22,6 +22,7 @@ from burnish.models import attention
 from burnish.models.attention import Seat
 from burnish.models.base import OFFSET, Base, Head
 from burnish.models.layout import Layout, Spans, rounded
+from burnish.models.widened import widened
 from burnish.tokens.batch import Batch, collate, filled, join
 from burnish.tokens.rows import Tokens
 
@@ -236,7 +237,7 @@ class Model(nn.Module):
         was = self.training
         self.eval()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), widened(self.hf):
                 both, other, alone = (self._probe(*rows) for rows in ((FIRST, SECOND), (OTHER, SECOND), (SECOND,)))
                 if self.base.kind == "decoder":
                     return torch.equal(both[-1], other[-1]) and _near(both[-1], alone[-1])
@@ -263,7 +264,7 @@ class Model(nn.Module):
         was, layout, states = self.training, self.seat.layout, self.states
         self.eval()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), widened(self.hf):
                 pair, changed_pair = replace(chosen, rejected=rejected), replace(other, rejected=rejected)
                 ways = join([pair]), join([pair], shared=True), join([changed_pair], shared=True)
                 apart, together, changed = (self(batch.to(self.device)).logits for batch in ways)

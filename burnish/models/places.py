@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -29,6 +30,7 @@ DTYPES = {
     **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8},
     **{"BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2},
 }
+PIECE = 1 << 22  # numbers that are in memory in two types at once
 
 
 @dataclass(frozen=True)
@@ -146,10 +148,12 @@ def outline(hf: Any, folder: Path) -> frozenset[str]:
 @torch.no_grad()
 def complete(hf: Any, wanted: Callable[[str, Tensor], bool]) -> None:
     """Make what no file holds and is wanted, by the model's own rules: a new head, frequencies of rotary positions."""
-    for name, value in (*hf.named_parameters(), *hf.named_buffers()):
-        if value.is_meta and wanted(name, value):
-            new = torch.empty_like(value, device="cpu")
-            put(hf, name, nn.Parameter(new, new.is_floating_point()) if isinstance(value, nn.Parameter) else new)
+    every = *hf.named_parameters(), *hf.named_buffers()
+    lacking = [(name, value) for name, value in every if value.is_meta and wanted(name, value)]
+    check_room(sum(value.nbytes for _, value in lacking), "config.json")
+    for name, value in lacking:
+        new = torch.empty_like(value, device="cpu")
+        put(hf, name, nn.Parameter(new, new.is_floating_point()) if isinstance(value, nn.Parameter) else new)
     for module in hf.modules():
         module._is_hf_initialized = False  # it was said while nothing was there to initialize
     hf.initialize_weights()
@@ -181,8 +185,15 @@ def of(module: nn.Module) -> dict[str, Place]:
 
 
 def read(name: str, place: Place, dtype: torch.dtype, start: int = 0, end: int | None = None) -> Tensor:
-    """Rows start .. end of a tensor in this type; raises ModelError where a number is not finite."""
-    return finite(name, place.rows(start, end).to(dtype))
+    """Rows start .. end of a tensor in this type, some at a time; raises ModelError where a number is not finite."""
+    if isinstance(place, Converted) or not place.shape:
+        return finite(name, place.rows(start, end).to(dtype))
+    start, end, _ = slice(start, end).indices(place.shape[0])
+    value = torch.empty((max(end - start, 0), *place.shape[1:]), dtype=dtype)
+    for part in value.split(max(PIECE // max(math.prod(place.shape[1:]), 1), 1)):
+        part.copy_(finite(name, place.rows(start, start + len(part))))
+        start += len(part)
+    return value
 
 
 def finite(name: str, value: Tensor) -> Tensor:
@@ -202,32 +213,35 @@ def fill(module: nn.Module, device: torch.device, frozen: torch.dtype | None = N
 
     frozen: the type of those that no training moves.  Raises ModelError before the first where memory is too small.
     """
-    _check_room(module, device, frozen)
+    if device.type == "cpu":
+        check_room(_bytes(module, frozen), "the model's files")
     for name, layer in quantised(module).items():
         layer.read()
         finite(name, layer.packed.mean)
         layer.place = None
     for name, value in module.named_parameters():
         if place := getattr(value, "place", None):
-            dtype = value.dtype if value.requires_grad else frozen or value.dtype
-            whole = nn.Parameter(read(name, place, dtype).to(device), value.requires_grad)
+            whole = nn.Parameter(read(name, place, _type(value, frozen)).to(device), value.requires_grad)
             torch.utils.swap_tensors(value, whole)
 
 
-def _check_room(module: nn.Module, device: torch.device, frozen: torch.dtype | None) -> None:
-    if device.type != "cpu":
-        return
+def _bytes(module: nn.Module, frozen: torch.dtype | None) -> int:
+    """What `fill` will put into memory."""
     waiting = [value for value in module.parameters() if hasattr(value, "place")]
-    needed = sum(
-        value.numel() * (value.dtype if value.requires_grad else frozen or value.dtype).itemsize for value in waiting
-    )
-    needed += sum(layer.packed.nbytes for layer in quantised(module).values())
+    told = sum(value.numel() * _type(value, frozen).itemsize for value in waiting)
+    return told + sum(layer.in_features * layer.out_features // 2 for layer in quantised(module).values())
+
+
+def _type(value: nn.Parameter, frozen: torch.dtype | None) -> torch.dtype:
+    return value.dtype if value.requires_grad else frozen or value.dtype
+
+
+def check_room(needed: float, where: str) -> None:
+    """Refuse a model of so many bytes where this machine's memory cannot hold it, before any of it is allocated."""
     free = psutil.virtual_memory().available
     if needed > free:
-        raise ModelError(
-            f"The model needs {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free",
-            do="use a smaller base, or free memory",
-        )
+        what = f"The model needs {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free"
+        raise ModelError(what, where, "use a smaller base, or free memory")
 
 
 def whole(value: Tensor) -> Tensor:

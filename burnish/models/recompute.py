@@ -94,7 +94,7 @@ class _Again(torch.autograd.Function):
             for value, gradient in zip(made, gradients, strict=True)
             if value.requires_grad and gradient is not None
         ]
-        torch.autograd.backward(*([part for part in side] for side in zip(*pairs, strict=True)))
+        torch.autograd.backward(*(list(side) for side in zip(*pairs, strict=True)))
         return None, None, None, *(value.grad for value in given)
 
 

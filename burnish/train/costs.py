@@ -28,8 +28,7 @@ class Fit:
 
     kept: memory taken for each byte that autograd saves: gaps between blocks lie among them.
     scratch: of the widest layer's numbers, copies alive for a moment.
-    logits: float32 copies of each logit of a chunk.  loading: bytes of each number of the largest tensor
-    while weights are read.
+    logits: float32 copies of each logit of a chunk.
     update: float32 copies of the trained numbers alive inside an optimizer step.
     process: bytes that threads, kernels and the loop itself add to a process that has imported everything.
     arithmetic: seconds of a matrix product in a run over the same product measured alone.
@@ -47,7 +46,6 @@ class Fit:
     kept: float = 1.4
     scratch: float = 12.7
     logits: float = 0.956
-    loading: float = 7.0
     update: float = 0.001
     process: float = 91e6
     arithmetic: float = 1.36
@@ -102,8 +100,8 @@ def _room(work: Work, micro_tokens: int) -> float:
 def memory(work: Work, micro_tokens: int, recompute: bool, machine: Machine, fit: Fit = FIT) -> dict[str, float]:
     """Bytes of each part at the run's peak, and which phase that is: {"weights": ..., ..., "peak": total}.
 
-    The phases are reading the weights (in float32, tensor by tensor), forward with backward, the optimizer's step, and
-    validation; a part that is not alive in the worst of them is left out.
+    The phases are forward with backward, the optimizer's step, and validation (weights are read piece by piece, in the
+    types that they keep); a part that is not alive in the worst of them is left out.
     """
     shape = work.shape
     trained = 4.0 * shape.trained / work.ranks
@@ -125,11 +123,6 @@ def memory(work: Work, micro_tokens: int, recompute: bool, machine: Machine, fit
     seen = work.steps * each.batches * _new_shapes(work, scaled(each, 1 / each.batches))
     lasting["kernels"] = fit.kernel * min(seen, KERNELS)
     phases: dict[str, dict[str, float]] = {
-        "loading": {
-            "process": lasting["process"],
-            "weights": 4.0 * (shape.parameters - shape.quantised) + NF4 * shape.quantised,
-            "loading": fit.loading * largest,
-        },
         "training": {
             **lasting,
             "gradients": trained,
@@ -143,8 +136,6 @@ def memory(work: Work, micro_tokens: int, recompute: bool, machine: Machine, fit
         },
         "validation": {**lasting, **forward},
     }
-    if work.ranks > 1:
-        del phases["loading"]  # each rank reads its rows, and nothing is mapped
     worst = max(phases, key=lambda name: sum(phases[name].values()))
     return {**phases[worst], "peak": sum(phases[worst].values())}
 

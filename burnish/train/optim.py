@@ -105,7 +105,7 @@ class Masters:
                 master.data, master.grad = hollow[name], None
 
     def _together(self, waiting: Mapping[str, Tensor]) -> list[list[str]]:
-        """On a GPU as many masters as the largest has room for: fewer launches; on a CPU one, which stays in its cache."""
+        """On a GPU as many masters as the largest has room for: fewer launches; on a CPU one, which stays cached."""
         most = max((value.numel() for value in waiting.values() if value.is_cuda), default=0)
         groups: list[list[str]] = []
         room = 0

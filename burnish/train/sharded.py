@@ -6,7 +6,7 @@ works with it through `distributed.Sharded`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor, Shard
 from burnish.errors import CheckpointError
 from burnish.models import heap, places, quantize, shards
 from burnish.models.model import Model
+from burnish.models.widened import blocks
 from burnish.train import checkpoint
 from burnish.train.checkpoint import Checkpoint
 
@@ -89,7 +90,7 @@ def cut(model: Model, device: torch.device, precision: torch.dtype) -> None:
             held = layer._buffers.pop(part)
             layer.register_parameter(part, nn.Parameter(held, requires_grad=False))
     waiting = places.of(model)
-    for block in _blocks(model.hf):
+    for block in blocks(model.hf):
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
     for module in model.modules():
@@ -140,12 +141,3 @@ def _take(value: nn.Parameter, own: Tensor) -> None:
 def _laid_out(own: Tensor, like: Any) -> Tensor:
     """This rank's rows as its share of a tensor cut as `like` is."""
     return DTensor.from_local(own, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
-
-
-def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The entries of outermost module lists; a list of one may be a block that runs many times (ALBERT)."""
-    for child in module.children():
-        if isinstance(child, nn.ModuleList) and len(child) > 1:
-            yield from child
-        else:
-            yield from _blocks(child)

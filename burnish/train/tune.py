@@ -204,9 +204,7 @@ def _tune(job: Job) -> Iterator[Event]:
     adapter = kinds.load("adapters", job.rung)
     own = settings.dropout if adapter.CARRIES_BASE else None  # the base's; other adapters have a place for their own
     quantised = getattr(adapter, "QUANTISED", False)
-    model = load.load(
-        job.base, job.head, dropout=own, seed=settings.seed, quantised=quantised, outlined=job.ranks.size > 1
-    )
+    model = load.load(job.base, job.head, dropout=own, seed=settings.seed, quantised=quantised, outlined=True)
     adapter.attach(model, job.task.rung_settings.get(job.rung, {}), settings.dropout or 0.0, settings.seed)
     quicken.install(model.hf)
     micro_tokens = begun.get("micro_tokens") or needed.micro_tokens

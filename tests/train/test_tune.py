@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from burnish import store, taskfile
 from burnish.errors import CheckpointError, TrainError
-from burnish.models import base
+from burnish.models import base, places
 from burnish.records import Example, Where
 from burnish.tokens.contract import Contract
 from burnish.train import checkpoint, optim, tune
@@ -47,6 +47,15 @@ def test_a_second_start_encodes_nothing(job, monkeypatch):
     second = list(tune.tune(job("b", rung="full")))
     assert steps(first) == steps(second) != []
     monkeypatch.undo()
+
+
+@pytest.mark.parametrize(("rung", "read"), [("lora", {"bf16"}), ("partial", {"bf16", "fp32"}), ("full", {"fp32"})])
+def test_weights_are_read_in_the_type_they_keep(rung, read, job, monkeypatch):
+    """Of a frozen base there are never four bytes a number: only what trains has a float32 master."""
+    real, told = places.read, set()
+    monkeypatch.setattr(places, "read", lambda name, place, dtype, *rows: told.add(dtype) or real(name, place, dtype))
+    list(tune.tune(job(rung=rung, precision="bf16")))
+    assert told == {optim.DTYPES[name] for name in read}
 
 
 def test_another_contract_encodes_anew(job, monkeypatch):
