@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from burnish.models.layout import Spans
+from burnish.models.liger import trying
 from burnish.tokens.batch import sent
 
 Attention = Callable[[Tensor, Tensor, Tensor, Spans, bool, int | None, float], Tensor]
@@ -101,11 +102,11 @@ def _proves(
     back = torch.randn(shapes[0], generator=draw).to(device)
     rest = causal, 7 if windowed else None, depth**-0.5 * (1 if usual else 0.7)
     told = []
-    with torch.inference_mode(False), torch.enable_grad():
+    with trying():
         for work, exact in ((way, dtype), (plain, torch.float32)):
             q, k, v = (value.detach().to(exact).requires_grad_() for value in values)
             out = work(q, k, v, spans, *rest)
-            told.append([out, *torch.autograd.grad(out, (q, k, v), back.to(exact))])
+            told.append([out.detach(), *torch.autograd.grad(out, (q, k, v), back.to(exact))])
     return all(bool((a.float() - b).abs().max() <= ROOM * b.abs().max()) for a, b in zip(*told, strict=True))
 
 

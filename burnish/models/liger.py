@@ -7,7 +7,8 @@ Liger's autograd functions are not used: they wait for the device (cross-entropy
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -31,6 +32,18 @@ def fits(step: str, *tensors: Tensor) -> bool:
 def proven(device: torch.device, dtype: torch.dtype) -> frozenset[str]:
     """The steps that compute the same on this device in this type."""
     return frozenset(step for step, (trial, plain) in STEPS.items() if _same(trial, plain, device, dtype))
+
+
+@contextmanager
+def trying() -> Iterator[None]:
+    """Within it gradients are had wherever one is: in an answer, or in a layer whose activations are not kept."""
+    hooks = torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is)  # a checkpoint counts what is saved
+    with torch.inference_mode(False), torch.enable_grad(), hooks:
+        yield
+
+
+def _as_it_is(value: Tensor) -> Tensor:
+    return value
 
 
 def said(device: torch.device, dtype: torch.dtype) -> str:
@@ -138,7 +151,7 @@ def _same(trial: Callable[..., Values], plain: Callable[..., Tensor], device: to
     """Whether a step's value and gradients are the plain formula's in float32, but for rounding."""
     draw = torch.Generator().manual_seed(0)
     try:
-        with torch.inference_mode(False), torch.enable_grad():
+        with trying():
             told = trial(lambda *shape: torch.randn(shape, generator=draw).to(device, dtype), plain)
     except Exception:  # not installed, another version, no compiler for kernels: PyTorch's operations
         return False
@@ -148,7 +161,7 @@ def _same(trial: Callable[..., Values], plain: Callable[..., Tensor], device: to
 
 def _beside(mine: Values, out: Tensor, back: Tensor, values: Values) -> Values:
     """Each of mine (the value, then gradients) beside the plain one."""
-    theirs = [out, *torch.autograd.grad(out, values, back.float())]
+    theirs = [out.detach(), *torch.autograd.grad(out, values, back.float())]
     return [item for pair in zip(mine, theirs, strict=True) for item in pair]
 
 
