@@ -185,7 +185,6 @@ def make_prompted(
     folder, (asks, trains) = ladder.rung_folder(rung), parts(rung)
     if reason := unfit(ladder, rung):
         return RungResult(rung, skipped=reason)
-    module = kinds.load("prompting", asks)
     under, empty, on = RungResult(rung), Artifact(rung, ladder.base, ladder.asked), ""
     if trains:
         under = trained(trains)
@@ -194,37 +193,15 @@ def make_prompted(
     if again:
         _forget(folder)
     with store.locked(folder):
-        kept, own = finished(folder), ladder.task.rung_settings.get(asks, {})
-        if kept is not None and artifacts.load(kept.artifact).facts.get("on", "") != on:
-            kept = None
-        if kept is not None and hasattr(module, "stale"):
-            recipe = artifacts.load(kept.artifact).recipe
-            kept = None if module.stale(recipe, own, ladder.task.folder) else kept
-        if kept is not None and kept.settings.get("metric", ladder.metric) == ladder.metric:
+        if kept := _still_good(ladder, asks, folder, on):
             say(rung, Event("phase", 0, 0.0, {"text": f"{rung}: already made"}))
             return kept
         say(rung, Event("phase", 0, 0.0, {"text": "choosing"}))
         base = empty.model() if trains else model()  # the base is loaded once for all, so it is in the cost of none
         clock = time.monotonic()
-
-        def tell(text: str) -> None:
-            if store.stop_requested():
-                raise Interrupted("Stopped; finished rungs are kept", str(folder), "give the same command again")
-            say(rung, Event("phase", 0, time.monotonic() - clock, {"text": text}))
-
-        world = World(
-            predicting.answerer(empty, ladder.task.evaluate, base),
-            ladder.rows("train"),
-            ladder.rows("validation"),
-            ladder.metric,
-            own,
-            ladder.task.data.seed,
-            tell,
-            ladder.task.folder,
-            folder,
-        )
+        world = _world(ladder, rung, empty, base, say)
         with costs.peak() as peak:
-            chosen = module.choose(world)
+            chosen = kinds.load("prompting", asks).choose(world)
         making = {"seconds": round(under.seconds + time.monotonic() - clock, 2), "tokens": 0, "memory": peak.bytes}
         if trains:
             before = under.cost["making"]
@@ -243,6 +220,41 @@ def make_prompted(
         )
         store.write_json(folder / "result.json", result.to_json())
         return result
+
+
+def _still_good(ladder: Ladder, asks: str, folder: Path, on: str) -> RungResult | None:
+    """A finished asking rung, unless it was chosen by another metric, over another model, or its files have changed.
+
+    on: a hash of the artifact whose model it asks; '' for the base.
+    """
+    kept, module = finished(folder), kinds.load("prompting", asks)
+    if kept is None or kept.settings.get("metric", ladder.metric) != ladder.metric:
+        return None
+    artifact, own = artifacts.load(kept.artifact), ladder.task.rung_settings.get(asks, {})
+    stale = hasattr(module, "stale") and module.stale(artifact.recipe, own, ladder.task.folder)
+    return None if stale or artifact.facts.get("on", "") != on else kept
+
+
+def _world(ladder: Ladder, rung: str, empty: Artifact, base: Model, say: Say) -> World:
+    """What an asking rung chooses from: rows that are not the test's, and the model that it asks."""
+    folder, clock = ladder.rung_folder(rung), time.monotonic()
+
+    def tell(text: str) -> None:
+        if store.stop_requested():
+            raise Interrupted("Stopped; finished rungs are kept", str(folder), "give the same command again")
+        say(rung, Event("phase", 0, time.monotonic() - clock, {"text": text}))
+
+    return World(
+        predicting.answerer(empty, ladder.task.evaluate, base),
+        ladder.rows("train"),
+        ladder.rows("validation"),
+        ladder.metric,
+        ladder.task.rung_settings.get(parts(rung)[0], {}),
+        ladder.task.data.seed,
+        tell,
+        ladder.task.folder,
+        folder,
+    )
 
 
 def _forget(folder: Path) -> None:
