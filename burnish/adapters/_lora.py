@@ -70,7 +70,7 @@ class Update(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         x: Tensor,
         a: Tensor,
@@ -98,7 +98,7 @@ class Update(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, inner, a, b, mask = ctx.saved_tensors
         scale, dtype = ctx.scale, ctx.dtype
         out = gradient.reshape(-1, gradient.shape[-1])  # (N, out)
@@ -154,22 +154,22 @@ class LoraLinear(nn.Module):
         with torch.no_grad(), present(base) if use_dora else nullcontext():
             self.lora_magnitude_vector = nn.Parameter(_lengths(frozen(base, torch.float32))) if use_dora else None
         for value in self.parameters(recurse=False):
-            value.exact = True  # type: ignore[attr-defined]  # stays float32 in a bf16 model: `Update` casts it
+            value.exact = True  # stays float32 in a bf16 model: `Update` casts it
         self._settled: tuple[tuple[int, ...], Tensor] | None = None
 
     @property
     def weight(self) -> Tensor:
         """The frozen weight: some models look at it (T5 at its dtype)."""
-        return self.base_layer.weight  # type: ignore[return-value]
+        return self.base_layer.weight
 
     @property
     def bias(self) -> Tensor | None:
         """The frozen bias."""
-        return self.base_layer.bias  # type: ignore[return-value]
+        return self.base_layer.bias
 
     def forward(self, inputs: Tensor) -> Tensor:
         if not self.enabled:
-            return self.base_layer(inputs)  # type: ignore[no-any-return]
+            return self.base_layer(inputs)
         device = "cpu" if inputs.is_meta else inputs.device.type  # a skeleton computes nothing (train/keeps.py)
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs.dtype
         dropout = self.dropout if self.training else 0.0
@@ -179,7 +179,7 @@ class LoraLinear(nn.Module):
         else:
             out = self._answered(inputs, dtype)
         if self.lora_magnitude_vector is None:
-            return out  # type: ignore[no-any-return]
+            return out
         out = out * (self.lora_magnitude_vector / self._lengths()).to(dtype)
         return out if self.bias is None else out + self.bias.to(dtype)
 
@@ -253,7 +253,7 @@ def freeze(model: Model) -> None:
 
 
 def _at(model: Model, name: str) -> nn.Module:
-    return model.hf.get_submodule(name)  # type: ignore[no-any-return]
+    return model.hf.get_submodule(name)
 
 
 def put(model: Model, name: str, module: nn.Module) -> None:
@@ -315,9 +315,9 @@ def merge(model: Model) -> None:
     for name, item in layers(model).items():
         base, weight = item.base_layer, item.merged()
         if hasattr(base, "dequantized"):
-            base = base.plain(weight)  # type: ignore[operator]
+            base = base.plain(weight)
         else:
-            base.weight.copy_(weight.T if type(base).__name__ == "Conv1D" else weight)  # type: ignore[operator]
+            base.weight.copy_(weight.T if type(base).__name__ == "Conv1D" else weight)
         put(model, name, base)
 
 

@@ -177,14 +177,14 @@ class _Product(torch.autograd.Function):
     """x Wᵀ + bias, without keeping W for the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, bias: Tensor | None, layer: Linear4, dtype: torch.dtype) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, inputs: Tensor, bias: Tensor | None, layer: Linear4, dtype: torch.dtype) -> Tensor:
         ctx.layer, ctx.dtype, ctx.given = layer, dtype, inputs.dtype
         bias = None if bias is None else bias.to(dtype)
         return nn.functional.linear(inputs.to(dtype), layer.dequantized(dtype), bias)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         to_bias = gradient.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
         return (gradient @ ctx.layer.dequantized(ctx.dtype)).to(ctx.given), to_bias, None, None
 
@@ -210,11 +210,11 @@ class Linear4(nn.Module):
     @classmethod
     def of(cls, layer: nn.Module, weight: Tensor | None = None) -> Linear4:
         """A Linear or Conv1D quantised, from its own weight or from one in its layout."""
-        own: Tensor = layer.weight  # type: ignore[assignment]
+        own: Tensor = layer.weight
         transposed = isinstance(layer, Conv1D)
         weight = own.detach() if weight is None else weight
         packed = quantize(weight.T if transposed else weight)
-        return cls(packed, layer.bias, own.dtype, transposed)  # type: ignore[arg-type]
+        return cls(packed, layer.bias, own.dtype, transposed)
 
     def hold(self, packed: Packed) -> None:
         """Take these numbers as its weight."""
@@ -264,7 +264,7 @@ class Linear4(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         device = inputs.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs.dtype
-        return _Product.apply(inputs, self.bias, self, dtype)  # type: ignore[no-any-return]
+        return _Product.apply(inputs, self.bias, self, dtype)
 
 
 def layers(hf: nn.Module) -> dict[str, Linear4]:

@@ -70,7 +70,7 @@ class _Again(torch.autograd.Function):
     """Runs twice, the second time with the same random numbers, and then backward at once."""
 
     @staticmethod
-    def forward(context: Any, work: Any, said: list[Any], anchor: Tensor, *given: Tensor) -> Any:  # type: ignore[override]
+    def forward(context: Any, work: Any, said: list[Any], anchor: Tensor, *given: Tensor) -> Any:
         context.work, context.random = work, torch.get_rng_state()
         kept = [heap.apart(given[0]).copy_(given[0]), *given[1:]]
         context.save_for_backward(*kept)
@@ -83,7 +83,7 @@ class _Again(torch.autograd.Function):
         return tuple(out)
 
     @staticmethod
-    def backward(context: Any, *gradients: Tensor | None) -> Any:  # type: ignore[override]
+    def backward(context: Any, *gradients: Tensor | None) -> Any:
         given = _leaves(context.saved_tensors, context.needs_input_grad[3:])
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.set_rng_state(context.random)

@@ -209,9 +209,9 @@ def _side_of(model: Model, name: str) -> At:
 def _size(module: nn.Module) -> tuple[int, int] | None:
     """(inputs, outputs) of a linear layer of any kind; None of another module."""
     if type(module).__name__ == "Conv1D":
-        return int(module.weight.shape[0]), int(module.weight.shape[1])  # type: ignore[union-attr, arg-type]
+        return int(module.weight.shape[0]), int(module.weight.shape[1])
     if hasattr(module, "in_features") and hasattr(module, "out_features"):
-        return int(module.in_features), int(module.out_features)  # type: ignore[arg-type]
+        return int(module.in_features), int(module.out_features)
     return None
 
 
