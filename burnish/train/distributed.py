@@ -29,6 +29,7 @@ from burnish.models.model import Model
 from burnish.tokens.batch import Batch, Batches
 from burnish.train import checkpoint, memory, sharded
 from burnish.train.checkpoint import Checkpoint
+from burnish.train.pieces import Kept
 
 BUCKET = 64 << 20  # bytes of gradients that travel at once
 ROOM = 0.6  # share of a device's memory for weights, gradients and optimizer; the rest is for activations
@@ -90,9 +91,16 @@ class Ranks:
         """As `checkpoint.newest`."""
         return checkpoint.newest(folder, identity)
 
-    def tensors(self, found: Checkpoint, group: str, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A group of a checkpoint; those named as in `like` (up to a `|`) and of that shape are laid out as there."""
-        return found.tensors(group)
+    def tensors(self, found: Checkpoint, group: str, like: Mapping[str, Tensor]) -> Iterable[tuple[str, Tensor]]:
+        """A group of a checkpoint, one tensor after the other (see `Checkpoint.stream`).
+
+        Those named as in `like` (up to a `|`) and of that shape are laid out as there.
+        """
+        return found.stream(group)
+
+    def keep(self, folder: Path, numbers: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The tensors as they are now, apart from what follows, in no memory."""
+        return Kept(folder, numbers)
 
     def save(
         self,
@@ -187,9 +195,11 @@ class Replicated(Ranks):
         state: Mapping[str, Any],
         identity: Mapping[str, Any],
     ) -> Path:
+        path = folder / f"{step:06d}"
         if self.main:
-            return checkpoint.save(folder, step, tensors, state, identity)
-        return folder / f"{step:06d}"
+            checkpoint.save(folder, step, tensors, state, identity)
+        self.tell(None)  # nobody goes on before it is there: who ended now would have the main rank killed
+        return path
 
 
 class Sharded(Replicated):
@@ -221,8 +231,11 @@ class Sharded(Replicated):
     def whole(self, value: Tensor) -> Tensor:
         return places.whole(value)
 
-    def tensors(self, found: Checkpoint, group: str, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return sharded.tensors(found, group, like)
+    def tensors(self, found: Checkpoint, group: str, like: Mapping[str, Tensor]) -> Iterable[tuple[str, Tensor]]:
+        return sharded.tensors(found, group, like).items()
+
+    def keep(self, folder: Path, numbers: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return {name: value.clone() for name, value in numbers.items()}
 
     def save(
         self,
@@ -232,20 +245,20 @@ class Sharded(Replicated):
         state: Mapping[str, Any],
         identity: Mapping[str, Any],
     ) -> Path:
-        if not self.main:
-            if staged := self.tell(None):
-                self._write(Path(staged), tensors)
-            return folder / f"{step:06d}"
         begun = []
 
         def write(staged: Path) -> dict[str, dict[str, Any]]:
             begun.append(self.tell(str(staged)))
             return self._write(staged, tensors)
 
-        path = checkpoint.save(folder, step, tensors, state, identity, shards=write)
-        if not begun:  # that step was saved before
-            self.tell("")
-        return path
+        if self.main:
+            checkpoint.save(folder, step, tensors, state, identity, shards=write)
+            if not begun:  # that step was saved before
+                self.tell("")
+        elif staged := self.tell(None):
+            self._write(Path(staged), tensors)
+        self.tell(None)  # as above
+        return folder / f"{step:06d}"
 
     def _write(self, staged: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Any]]:
         """Every rank writes its own shards; returns the entries of all files."""
@@ -287,13 +300,13 @@ def begin(shard: bool = False) -> Iterator[Ranks]:
 
 
 def fits(model: Model, device: torch.device, local: int) -> bool:
-    """Whether weights, gradients, moments and the best weights leave room on a device, or a machine of `local`."""
+    """Whether weights, gradients and moments leave room on a device, or a machine of `local`."""
     trained = sum(value.numel() for value in model.trainable().values())
     values = (*model.parameters(), *model.buffers())
     sizes = [(value.numel() * 4 if value.is_floating_point() else value.nbytes, value.is_meta) for value in values]
     stored, held = sum(size for size, _ in sizes), sum(size for size, is_meta in sizes if not is_meta)
     room = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else memory.free() // local + held
-    return stored + 16 * trained <= ROOM * room
+    return stored + 12 * trained <= ROOM * room
 
 
 def _buckets(values: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:

@@ -89,7 +89,7 @@ def run(command: Sequence[str], cluster: Cluster, logs: Path, say: Say) -> None:
             children.append(_start(command, rank, {name: str(value) for name, value in told.items()}, logs))
         problem = _watch(children, peers, say)
         for peer in peers:
-            peer.tell({"failed": str(problem.what), "where": problem.where} if problem else {"done": True})
+            peer.end(problem)
         if problem:
             raise problem
     finally:

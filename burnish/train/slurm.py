@@ -25,10 +25,11 @@ SCRIPT = """#!/bin/bash
 # file system that all machines share.
 set -euo pipefail
 export BURNISH_HOME={home}
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 port=$((20000 + SLURM_JOB_ID % 20000))
+# shellcheck disable=SC2016  # each machine fills in its own number
 srun --kill-on-bad-exit=1 bash -c 'exec "$@" --node-rank "$SLURM_NODEID"' burnish \\
-  {command} --nodes "$SLURM_NNODES" --rendezvous "$head:$port"
+  {command} --nodes "$SLURM_NNODES" --rendezvous "${{hosts%%$'\\n'*}}:$port"
 """
 
 

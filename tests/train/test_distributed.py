@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -23,7 +25,7 @@ from hypothesis import strategies as st
 from burnish import store, workflow
 from burnish.errors import CheckpointError, Interrupted, TaskError, TrainError
 from burnish.tokens.batch import Batches
-from burnish.train import checkpoint, distributed, launch, slurm
+from burnish.train import checkpoint, distributed, launch, peers, slurm
 from burnish.train.distributed import Ranks
 
 HERE = Path(__file__).parent
@@ -35,7 +37,7 @@ SEEN: dict[str, tuple[Path, dict[str, Any]]] = {}  # by size: the folder, and wh
 
 def sizes(*names: str) -> Any:
     """A test for every case, fifty steps of which are slow."""
-    slow = {"quick": (), "whole": pytest.mark.slow}
+    slow: dict[str, Any] = {"quick": (), "whole": pytest.mark.slow}
     told = [(size, name) for size in together.STEPS for name in names or together.cases(size)]
     return pytest.mark.parametrize(("size", "name"), [pytest.param(*each, marks=slow[each[0]]) for each in told])
 
@@ -115,6 +117,13 @@ def test_two_go_on_with_what_one_began_and_one_with_what_two_began(
     back = together.told(together.run(together.EXACT, "full", kept, Ranks(), steps, validation=False))
     assert back["first"] == "resumed"
     assert apart(back["weights"], expected) < PRODUCT
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_no_rank_goes_on_before_a_checkpoint_is_written(mode: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """One that ended after a stop had the others killed, five seconds later, while the main one still wrote."""
+    _, told = seen("quick", tmp_path_factory)
+    assert told[mode]["written"]
 
 
 def test_a_share_that_changed_is_not_gone_on_with(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -309,6 +318,65 @@ def test_machines_end_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "machine 1" in told[0].where
 
 
+def test_a_stop_of_one_machine_is_a_stop_of_all() -> None:
+    """Not a failure of the others: whoever stopped the run gives the same command again."""
+    here, there = socket.socketpair()
+    with here, there:
+        peers.Peer(1, there).end(Interrupted("Stopped after step 7; saved", "runs/a", "go on"))
+        told = peers.Peer(1, here).hear()
+        assert isinstance(told, Interrupted)
+        assert (told.what, told.where) == ("Stopped after step 7; saved", "machine 1: runs/a")
+        peers.Peer(1, there).end(None)
+        assert peers.Peer(1, here).hear() is None
+
+
+def knock(port: int, said: bytes) -> socket.socket:
+    """A connection to the first machine, as soon as it listens."""
+    while True:
+        with contextlib.suppress(ConnectionRefusedError):
+            line = socket.create_connection(("127.0.0.1", port))
+            line.sendall(said)
+            return line
+
+
+def test_a_stranger_at_the_door_is_no_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scanner of ports says nothing, or nothing that is ours."""
+    monkeypatch.setattr(peers, "HELLO", 0.2)
+    port = launch._free_port()
+    met: list[peers.Peer] = []
+    door = threading.Thread(target=lambda: met.extend(peers.meet(0, 2, 2, "", port)))
+    door.start()
+    lines = [knock(port, said) for said in (b"", b"GET / HTTP/1.1\r\n\r\n", b"{GET\n", b'{"node": 7}\n')]
+    lines += [peer.line for peer in peers.meet(1, 2, 2, "127.0.0.1", port)]
+    door.join(30)
+    assert [peer.node for peer in met] == [1]
+    for line in (*lines, *(peer.line for peer in met)):
+        line.close()
+
+
+@pytest.mark.parametrize(("node", "size", "what"), [(1, 5, "5 processes"), (3, 3, "no machine 3"), (2, 3, "Two")])
+def test_machines_that_do_not_fit_are_told_so(node: int, size: int, what: str) -> None:
+    port = launch._free_port()
+    told: list[TrainError] = []
+
+    def first() -> None:
+        try:
+            peers.meet(0, 3, 3, "", port)
+        except TrainError as problem:
+            told.append(problem)
+
+    door = threading.Thread(target=first)
+    door.start()
+    others = [peers.meet(node, 3, size, "127.0.0.1", port)[0] for _ in range(2 if what == "Two" else 1)]
+    door.join(30)
+    assert what in told[0].what
+    for other in others:
+        heard = other.hear()
+        assert heard is not None
+        assert heard.what == told[0].what
+        other.line.close()
+
+
 @pytest.mark.parametrize(
     "cluster",
     [
@@ -334,7 +402,7 @@ def test_the_slurm_script_is_a_script(tmp_path: Path) -> None:
     fake = tmp_path / "bin"
     fake.mkdir()
     for name, does in (
-        ("scontrol", 'printf "n7\\nn8\\n"'),
+        ("scontrol", "seq -f n%.0f 7 20000"),  # more than a pipe holds
         ("srun", 'shift; SLURM_NODEID=3 "$@"'),
         ("burnish", 'printf "%s|" "$@"'),
     ):

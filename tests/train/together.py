@@ -23,7 +23,7 @@ from burnish import kinds
 from burnish.errors import TaskError
 from burnish.models import places
 from burnish.tokens.rows import led
-from burnish.train import distributed, loop
+from burnish.train import checkpoint, distributed, loop
 from burnish.train.distributed import Ranks, Replicated
 
 EXACT = ("sft", "language", "answers", "llama")  # no biases: gradients that are 0 but for rounding move Adam's weights
@@ -106,8 +106,9 @@ def everything(folder: Path, ranks: Ranks, size: str) -> dict[str, Any]:
         seen["out of memory on one rank"] = told(short)
     # a run that is stopped half way, for others to go on with
     events = loop.fit(run(EXACT, "full", folder / "half", ranks, steps, validation=False))
-    while next(events).kind != "saved":
+    while (event := next(events)).kind != "saved":
         pass
+    seen["written"] = ranks.sum((Path(event.numbers["path"]) / checkpoint.MANIFEST).exists())[0] == ranks.size
     seen["to its end"] = told(run(EXACT, "full", folder / "straight", ranks, steps, validation=False))
     for path in sorted(folder.glob("from-*")):
         seen[path.name] = told(run(EXACT, "full", path, ranks, steps, validation=False))
