@@ -133,9 +133,9 @@ def learning(rung: str, scoring: Scoring, sizes: Sequence[int], points: Sequence
     told = tuple({"rows": float(n), "value": float(v)} for n, v in zip(sizes, values, strict=True))
     at = np.geomspace(min(sizes), 2 * max(sizes), 24)
     band = best - sign * laws.at(at / max(sizes), (0.5, 1 - wide, wide) if higher else (0.5, wide, 1 - wide))
-    line = tuple((float(n), *(float(v) for v in own)) for n, own in zip(at, band.T, strict=True))
+    line = tuple((float(n), float(a), float(b), float(c)) for n, (a, b, c) in zip(at, band.T, strict=True))
     sentence = _sentence(gain, low, high, sure, scoring, sizes)
-    return Learning(rung, scoring.metric, told, gain, low, high, sure, sentence, line)  # type: ignore[arg-type]
+    return Learning(rung, scoring.metric, told, gain, low, high, sure, sentence, line)
 
 
 def _sentence(
