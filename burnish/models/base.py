@@ -21,6 +21,7 @@ from burnish.tokens.tokenizer import read_json
 Kind = Literal["decoder", "encoder", "encoder-decoder"]
 BUNDLED = Path(__file__).parent.parent / "bundled"
 HEADER_LIMIT = 100_000_000
+FLOATS = ("F64", "F32", "F16", "BF16")
 REFUSED = ("auto_map", "custom_pipelines", "model_file", "trust_remote_code")
 CONTEXT = (  # names that configurations have for it
     *("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "max_seq_len"),
@@ -112,6 +113,9 @@ def inspect(name: str, folder: str = ".", random: bool = False, planned: bool = 
     planned: only plans are made for it, which its weights may still be lacking for.
     """
     path = find(name, folder)
+    if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
+        what, do = "The folder holds an adapter, not a model", "give its base, or merge the two with peft first"
+        raise ModelError(what, str(path), do)
     config = read_json(path / "config.json")
     _check_config(config, path / "config.json")
     weights = sorted(path.glob("*.safetensors"))
@@ -162,12 +166,16 @@ def check_safetensors(path: Path) -> None:
             raise ModelError(f"{path.name} is not a safetensors file, or is cut short", str(path), "fetch it anew")
         try:
             header = json.loads(stream.read(length))
-            ends = [item["data_offsets"][1] for name, item in header.items() if name != "__metadata__"]
-            last = max(ends, default=0)
+            tensors = {name: item for name, item in header.items() if name != "__metadata__"}
+            last = max((item["data_offsets"][1] for item in tensors.values()), default=0)
+            small = [name for name, item in tensors.items() if name.endswith("weight") and item["dtype"] not in FLOATS]
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
             raise ModelError(f"{path.name} has a broken header", str(path), "fetch it anew") from None
     if last != size - 8 - length:
         raise ModelError(f"{path.name} is cut short or has bytes too many", str(path), "fetch it anew")
+    if small:
+        what = f"{path.name} holds quantised weights ({header[small[0]]['dtype']}), first {small[0]}"
+        raise ModelError(what, str(path), "use the base in float32, float16 or bfloat16; qlora quantises it by itself")
 
 
 def license_of(folder: Path) -> str:

@@ -174,7 +174,8 @@ def align(hf: nn.Module) -> None:
 
 
 def _unloadable(problem: Exception, folder: Path) -> ModelError:
-    reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
+    lines = [line.strip() for line in str(problem).strip().splitlines()] or [type(problem).__name__]
+    reason = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
     return ModelError(f"transformers cannot load the model: {reason}", str(folder), "check its files")
 
 

@@ -260,9 +260,9 @@ def _wide(value: Tensor) -> Tensor:
 
 
 def _stored(folder: Path) -> Iterator[tuple[str, Stored]]:
-    """Every tensor of a folder's files: those its index names, else model.safetensors, else all."""
+    """Every tensor of a folder's files: model.safetensors, else those its index names, else all; as transformers."""
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    if index.exists():
+    if index.exists() and not single.exists():
         named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
         files = sorted({folder / Path(name).name for name in named})
     else:

@@ -15,12 +15,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from burnish import artifact as artifacts
 from burnish import kinds, store
 from burnish.artifact import Artifact
 from burnish.data.prepare import iterate
 from burnish.data.validate import BadRows
-from burnish.errors import DataError, TrainError
+from burnish.errors import DataError, ModelError, TrainError
 from burnish.models import load, quicken
 from burnish.models.base import Base, Head
 from burnish.models.bottom import Bottom
@@ -31,7 +33,7 @@ from burnish.tokens import ask, cache
 from burnish.tokens.batch import Batches
 from burnish.tokens.contract import Contract
 from burnish.tokens.encode import Encoding, encode_all
-from burnish.tokens.rows import Count, Tokens
+from burnish.tokens.rows import VIRTUAL, Count, Tokens
 from burnish.tokens.tokenizer import Tokenizer
 from burnish.train import calibrate, checkpoint, describe, estimate, loop, memory, optim, rehearse, states
 from burnish.train.distributed import Ranks
@@ -105,16 +107,32 @@ def prepare(job: Job) -> Prepared:
     tokenizer = Tokenizer.load(job.base.folder)
     encoding = job.contract.encoding(tokenizer, job.base.kind)
     train, held = (encoded(job, encoding, split) for split in ("train", "validation"))
+    if 0 < job.base.vocabulary < tokenizer.size:
+        _known(job.base, (*train.tokens, *held.tokens))
     method = kinds.load("methods", job.method)
     own = method.Settings(**job.method_settings)
     corrupt = method.corruption(job.base.kind, tokenizer, own) if hasattr(method, "corruption") else None
     pad = tokenizer.id("pad") or 0
+    pad = pad if pad < (job.base.vocabulary or pad + 1) else 0  # what is there instead of a row is not read
     batches, validation = (
         Batches(part.tokens, settings.batch_size, settings.micro_tokens, settings.seed, pad, corrupt)
         for part in (train, held)
     )
     table = timetable(settings, len(train.tokens), job.base.width, kinds.load("adapters", job.rung).RATE)
     return Prepared(train, held, method, own, table, batches, validation)
+
+
+def _known(base: Base, rows: Sequence[Tokens]) -> None:
+    """Refuse rows with ids that the model has no embedding for: its tokenizer is larger than its vocabulary."""
+    for row in rows:
+        for document in row.documents():
+            ids = np.append(document.ids, document.source if document.source is not None else [])
+            unknown = ids[(ids >= base.vocabulary) & (ids < VIRTUAL)]
+            if len(unknown):
+                what = f"The tokenizer gives the id {int(unknown[0])}, and the model knows {base.vocabulary}"
+                raise ModelError(
+                    what, f"{base.folder}, row {row.where}", "use the tokenizer that belongs to this model"
+                )
 
 
 def needs(job: Job, prepared: Prepared) -> Estimate:

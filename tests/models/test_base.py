@@ -186,6 +186,34 @@ def test_weights_that_are_no_numbers_are_refused(value, tmp_path_factory, tmp_pa
         load.load(base.inspect(str(folder)), LANGUAGE)
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, torch.uint8])
+def test_quantised_weights_are_not_taken_for_plain_ones(dtype, tmp_path_factory, tmp_path):
+    """Without their scales, which lie beside them, they are other weights."""
+    folder = copied("llama", tmp_path_factory, tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.0.mlp.up_proj.weight"] = weights["model.layers.0.mlp.up_proj.weight"].to(dtype)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="quantised weights") as caught:
+        base.inspect(str(folder))
+    assert "bfloat16" in caught.value.do
+
+
+def test_an_adapter_is_no_base(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(ModelError, match="holds an adapter"):
+        base.inspect(str(tmp_path))
+
+
+def test_of_two_sets_of_weights_the_one_is_read_that_transformers_reads(tmp_path_factory, tmp_path):
+    folder = copied("llama", tmp_path_factory, tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: value * 2 for name, value in weights.items()}, folder / "model-00001-of-00001.safetensors")
+    told = {"weight_map": dict.fromkeys(weights, "model-00001-of-00001.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(told))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).model.norm.weight
+    assert torch.equal(load.load(base.inspect(str(folder)), LANGUAGE).hf.model.norm.weight, theirs)
+
+
 def test_missing_weights_are_never_made_up(tmp_path_factory, tmp_path):
     """transformers would draw them at random and only warn."""
     folder = copied("gpt2", tmp_path_factory, tmp_path)

@@ -1,6 +1,7 @@
 """One rung from rows on disk to an artifact: what is cached, what is said, and what a second start keeps to."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -8,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from burnish import store, taskfile
-from burnish.errors import CheckpointError, TrainError
+from burnish.errors import CheckpointError, ModelError, TrainError
 from burnish.models import base, places
 from burnish.records import Example, Where
 from burnish.tokens.contract import Contract
@@ -145,3 +146,11 @@ def test_memory_that_the_weights_do_not_fit_is_no_traceback(job, monkeypatch):
     monkeypatch.setattr(tune.load, "load", full)
     with pytest.raises(TrainError, match="Out of memory"):
         list(tune.tune(job("a")))
+
+
+def test_a_tokenizer_larger_than_the_model_is_told_with_a_row(job):
+    made = job()
+    few = replace(made, base=replace(made.base, vocabulary=20))
+    with pytest.raises(ModelError, match="the model knows 20") as caught:
+        list(tune.tune(few))
+    assert "row " in caught.value.where
