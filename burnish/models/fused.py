@@ -188,7 +188,7 @@ def logits_gradient(
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """x / rms(x) * weight over the last dimension; on CUDA liger's kernel or else PyTorch's own."""
-    if x.is_cuda and x.dtype == weight.dtype and not liger.fits("norm", x.contiguous(), weight):
+    if x.is_cuda and x.dtype == weight.dtype and not liger.fits("norm", weight):
         return nn.functional.rms_norm(x, weight.shape, weight, epsilon)
     return Norm.apply(x, weight, epsilon)
 
