@@ -34,14 +34,21 @@ def is_linear(item: nn.Module) -> bool:
 def linears(hf: Any, language: bool, fresh: Collection[str]) -> list[str]:
     """The layers to quantise: linear ones that are not the output layer, not tied to embeddings and not new.
 
+    Nor those that transformers keeps in float32 (T5's `wo`), which bitsandbytes leaves whole as well.
+
     language: the model ends in a language head.  fresh: names of new parameters.
     """
     ends = {id(hf.get_output_embeddings())} if language else set()
+    kept = tuple(f".{name}" for name in getattr(hf, "_keep_in_fp32_modules", None) or ())
     tied = {id(item.weight) for item in hf.modules() if isinstance(item, nn.Embedding)}
     return [
         name
         for name, item in hf.named_modules()
-        if is_linear(item) and id(item) not in ends and id(item.weight) not in tied and f"{name}.weight" not in fresh
+        if is_linear(item)
+        and id(item) not in ends
+        and id(item.weight) not in tied
+        and f"{name}.weight" not in fresh
+        and not name.endswith(kept)
     ]
 
 
