@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from burnish.models.model import FIRST, SECOND, Model
+from burnish.models.widened import widened
 from burnish.tokens.batch import Batch, join
 from burnish.tokens.rows import Tokens
 
@@ -68,7 +69,7 @@ class Bottom:
         batch = self.model.even(join(made).to(self.model.device))
         self.model.train()
         try:
-            with torch.random.fork_rng():
+            with torch.random.fork_rng(), widened(self.model.hf):
                 torch.manual_seed(1)
                 states = self.states(batch)
                 torch.manual_seed(2)

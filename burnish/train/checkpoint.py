@@ -29,26 +29,13 @@ import torch
 from burnish import store
 from burnish.errors import CheckpointError
 from burnish.records import Problem
+from burnish.train import pieces
+from burnish.train.pieces import Kept
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 STATE = "state.json"
 SEAL = b', "seal": "'
-
-DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 
 
 @dataclass(frozen=True)
@@ -66,23 +53,40 @@ class Checkpoint:
     quarantined: tuple[Problem, ...] = ()
 
     def tensors(self, name: str) -> dict[str, torch.Tensor]:
-        """One group of tensors on the CPU, parsed from the very bytes that were hashed.
+        """One group of tensors on the CPU, all at once; as `stream`."""
+        return dict(self.stream(name))
 
-        Holds the file twice while it parses, so call it group by group.
-        Raises CheckpointError when the group is not there or its bytes changed since `newest` looked.
+    def stream(self, name: str) -> Iterator[tuple[str, torch.Tensor]]:
+        """One group's names and tensors on the CPU, one after the other.
+
+        Raises CheckpointError when the group is not there, and at the latest after its last tensor when its bytes
+        changed since `newest` looked: then nothing that was made of them may be used.
         """
         file = f"{name}.safetensors"
         if shards := sorted(other for other in self.files if other.startswith(f"{name}/")):
-            return _joined(_verified(self.path / shard, self.files[shard]) for shard in shards)
-        if file not in self.files:
+            yield from _joined(_verified(self.path / shard, self.files[shard]) for shard in shards).items()
+        elif file not in self.files:
             raise CheckpointError(f"The checkpoint holds no {name}", str(self.path), _start_over(self.path.parent))
-        loaded: dict[str, torch.Tensor] = safetensors.torch.load(_verified(self.path / file, self.files[file]))
-        return loaded
+        else:
+            try:
+                yield from pieces.tensors(self._pieces(file))
+            except (ValueError, KeyError):
+                raise _changed(self.path / file) from None
+
+    def _pieces(self, file: str) -> Iterator[Any]:
+        digest = hashlib.sha256()
+        for piece in pieces.read(self.path / file):
+            digest.update(piece)
+            yield piece
+        if digest.hexdigest() != self.files[file]["sha256"]:
+            raise _changed(self.path / file)
 
 
 def bytes_of(tensors: Mapping[str, Mapping[str, torch.Tensor]]) -> int:
     """What a checkpoint of these tensors takes on disk, in bytes, its small files aside."""
-    return sum(tensor.numel() * tensor.element_size() for group in tensors.values() for tensor in group.values())
+    groups = [group for group in tensors.values() if not isinstance(group, Kept)]
+    kept = sum(group.nbytes for group in tensors.values() if isinstance(group, Kept))
+    return kept + sum(value.numel() * value.element_size() for group in groups for value in group.values())
 
 
 def save(
@@ -217,7 +221,7 @@ def _write_checkpoint(
         staged.mkdir()
         told = shards(staged) if shards else {}
         files = {
-            f"{name}.safetensors": _safetensors(group) for name, group in tensors.items() if not (shards and group)
+            f"{name}.safetensors": pieces.written(group) for name, group in tensors.items() if not (shards and group)
         }
         files[STATE] = iter([json.dumps(state, indent=1).encode()])
         manifest = {
@@ -233,25 +237,6 @@ def _write_checkpoint(
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
         raise
-
-
-def _safetensors(group: Mapping[str, torch.Tensor]) -> Iterator[Any]:
-    """A safetensors file piece by piece, so that at most one tensor is copied at a time.
-
-    Ours rather than the library's because its writer reports a full disk as text without an errno, and a hash taken
-    while writing is of what was meant, not of what a disk gave back.  The library reads it: it is the test.
-    Source: https://github.com/huggingface/safetensors#format (largest dtypes first keeps every tensor aligned).
-    """
-    told = sorted((-value.element_size(), name, value.dtype, value.shape) for name, value in group.items())
-    header, end = {}, 0
-    for size, name, dtype, shape in told:
-        start, end = end, end - size * shape.numel()
-        header[name] = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    yield len(text).to_bytes(8, "little") + text
-    for name in header:
-        yield group[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def _joined(files: Iterable[bytes]) -> dict[str, torch.Tensor]:
@@ -364,8 +349,12 @@ def _verified(file: Path, entry: Mapping[str, Any]) -> bytes:
     """The bytes of a file, if they are the ones the manifest names: what is used is what was hashed."""
     data = file.read_bytes()
     if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-        raise CheckpointError("A checkpoint changed while it was read", str(file), "give the same command again")
+        raise _changed(file)
     return data
+
+
+def _changed(file: Path) -> CheckpointError:
+    return CheckpointError("A checkpoint changed while it was read", str(file), "give the same command again")
 
 
 def _refuse_another_run(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -114,7 +114,7 @@ def memory(work: Work, micro_tokens: int, recompute: bool, machine: Machine, fit
         "weights": frozen * work.element + small + trained,
         **({"fetched": _fetched(work)} if work.ranks > 1 else {}),
         "optimizer": shape.trained * STATES[work.optimizer] / work.ranks,
-        "best weights": trained if len(work.validation) else 0.0,
+        **({"best weights": trained} if len(work.validation) and work.ranks > 1 else {}),  # else on disk
         **({"gradients": trained} if halved else {}),  # their sums keep their place
     }
     batch = largest_batch(work, micro_tokens)
@@ -199,9 +199,9 @@ def _scratch(work: Work, batch: Load, fit: Fit) -> float:
 
 
 def disk(work: Work) -> float:
-    """Bytes of checkpoints (weights, optimizer, best) and of the artifact."""
+    """Bytes of checkpoints (weights, optimizer, best), of the best weights while it runs, and of the artifact."""
     each = work.shape.trained * (8.0 + STATES[work.optimizer])
-    return KEPT_CHECKPOINTS * each + 4.0 * work.shape.trained
+    return KEPT_CHECKPOINTS * each + (8.0 if len(work.validation) else 4.0) * work.shape.trained
 
 
 # --- time ----------------------------------------------------------------------------------------------------

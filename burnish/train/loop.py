@@ -27,8 +27,6 @@ from burnish.train import memory, optim, reference
 from burnish.train.optim import Masters
 from burnish.train.run import Progress, Run
 
-GROUPS = ("weights", "optimizer", "best")  # of a checkpoint's tensors
-
 
 def fit(run: Run) -> Iterator[Event]:
     """Train to the last step, to early stopping, or until a stop is asked for; then the model holds the best weights.
@@ -87,7 +85,7 @@ def fit(run: Run) -> Iterator[Event]:
             yield Event("stopped", step, state.seconds, {"reason": "a stop was asked for; saved"})
             return
     if run.best:
-        masters.put(run.best)
+        masters.put(run.best.items())
     masters.release()
     kept = state.best_step or state.step
     yield Event(
@@ -185,7 +183,8 @@ def _judged(run: Run, masters: Masters, value: float, began: float) -> Event:
     better = math.isfinite(value) and (state.best is None or value < state.best)
     if better:
         state.best, state.best_step, state.stale = value, state.step, 0
-        run.best = masters.copies()
+        run.best = {}  # the former ones go first
+        run.best = run.ranks.keep(run.folder, masters.numbers)
     else:
         state.stale += 1
     state.seconds = time.monotonic() - began
@@ -209,11 +208,15 @@ def _resume(run: Run, masters: Masters, optimizer: torch.optim.Optimizer) -> Ite
     found = run.ranks.newest(run.folder, run.identity)
     if found is not None:
         run.progress = Progress(**found.state)
-        weights, moments, best = (run.ranks.tensors(found, name, masters.values) for name in GROUPS)
-        masters.put(weights)
-        optim.restore(optimizer, masters.values, moments)
-        if run.progress.best_step:
-            run.best = best or masters.copies()
+        again = partial(run.ranks.tensors, found, like=masters.values)
+        best, step = run.progress.best_step, run.progress.step
+        if best not in (0, step):
+            masters.put(again("best"))
+            run.best = run.ranks.keep(run.folder, masters.numbers)
+        masters.put(again("weights"))
+        optim.restore(optimizer, masters.values, again("optimizer"))
+        if best == step:
+            run.best = run.ranks.keep(run.folder, masters.numbers)
         seconds = run.progress.seconds
         yield Event("resumed", found.step, seconds, {"path": str(found.path)})
         for problem in found.quarantined:

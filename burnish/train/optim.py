@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -127,18 +127,18 @@ class Masters:
         """Every master in float32, made when it is asked for."""
         return _Numbers(self)
 
-    def put(self, tensors: Mapping[str, Tensor]) -> None:
-        """Set every master, and with it the model, to these tensors."""
+    def put(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Set every master, and with it the model, to the tensor of its name; raises KeyError when one is lacking."""
+        waiting = dict(self.parameters)
         with torch.no_grad():
-            for name, value in self.parameters.items():
+            for name, tensor in tensors:
+                value = waiting.pop(name)
                 if name in self._lower:
-                    split(tensors[name].to(value.device, torch.float32).contiguous(), value.data, self._lower[name])
+                    split(tensor.to(value.device, torch.float32).contiguous(), value.data, self._lower[name])
                 else:
-                    value.copy_(tensors[name])
-
-    def copies(self) -> dict[str, Tensor]:
-        """The masters as they are now, apart from what follows."""
-        return {name: self.number(name).clone() for name in self.values}
+                    value.copy_(tensor)
+        if waiting:
+            raise KeyError(f"no tensor for {', '.join(waiting)}")
 
     def clear(self) -> None:
         """Forget every gradient, also a half-made one."""
@@ -307,10 +307,10 @@ def state_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.
 
 
 def restore(
-    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], tensors: Iterable[tuple[str, Tensor]]
 ) -> None:
     """Put back what `state_tensors` gave."""
-    for key, item in tensors.items():
+    for key, item in tensors:
         name, _, part = key.rpartition("|")
         count = item.dtype == torch.int64 and not item.ndim
         optimizer.state[parameters[name]][part] = int(item) if count else item.to(parameters[name].device, copy=True)

@@ -6,7 +6,7 @@ checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -65,7 +65,7 @@ class Run:
     precision: torch.dtype = torch.float32
     recompute: bool = False
     progress: Progress = field(default_factory=Progress)
-    best: dict[str, Tensor] = field(default_factory=dict)
+    best: Mapping[str, Tensor] = field(default_factory=dict)
     ranks: Ranks = field(default_factory=Ranks)
     at_work: Batch | None = None
     start: dict[str, Any] = field(default_factory=dict)

@@ -78,7 +78,7 @@ def shares(folder: Path, ranks: Ranks) -> dict[str, Any]:
             and all(torch.equal(places.whole(value), expected[name]) for name, value in own.items()),
             "cut": all(isinstance(value, DTensor) for value in told.values()),
             "tied": len(told) == len(dict(whole.named_parameters())) + len(quantize.CUT) * len(small),
-            "packs": [model.packs == whole.packs, model.lays_bare == whole.lays_bare],
+            "packs": [getattr(model, shown) == getattr(whole, shown) for shown in ("packs", "lays_bare", "shares")],
             "apart": apart,
             "read": sum(read),
             "kept": sum(kept),

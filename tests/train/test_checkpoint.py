@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from made_checkpoints import IDENTITY, Tensors, content, equal, keep, names, right
 
 from burnish.errors import CheckpointError
-from burnish.train import checkpoint
+from burnish.train import checkpoint, pieces
 
 # What is saved comes back
 
@@ -44,7 +44,7 @@ def test_the_library_reads_what_we_write(tmp_path: Path) -> None:
     assert equal(safetensors.torch.load_file(path / "weights.safetensors"), content(7)["weights"])
 
 
-DTYPES = list(checkpoint.DTYPES)
+DTYPES = list(pieces.DTYPES)
 
 
 @st.composite

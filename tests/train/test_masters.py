@@ -28,7 +28,7 @@ def linear(dtype):
 
 def test_a_thousand_updates_of_a_millionth_are_not_rounded_away():
     layer, masters = linear(torch.bfloat16)
-    before = masters.copies()["weight"]
+    before = masters.number("weight").clone()
     optimizer = torch.optim.SGD(masters.values.values(), lr=1.0)
     for _ in range(STEPS):
         masters.values["weight"].grad = SMALL * before  # what backward leaves there

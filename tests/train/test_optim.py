@@ -161,7 +161,7 @@ def test_its_state_goes_to_tensors_and_back(kind, momentum, tmp_path):
     second = {name: nn.Parameter(value.detach().clone()) for name, value in first.items()}
     again = optim.build(second, told)
     checkpoint.save(tmp_path, 3, {"optimizer": optim.state_tensors(optimizer, first)}, {}, {})
-    optim.restore(again, second, checkpoint.newest(tmp_path).tensors("optimizer"))
+    optim.restore(again, second, checkpoint.newest(tmp_path).stream("optimizer"))
     for n in range(4, 7):
         step(first, optimizer, n)
         step(second, again, n)

@@ -52,7 +52,7 @@ def test_each_rank_reads_its_rows_and_all_have_the_base(
             assert seen["equal"], name
             assert seen["cut"], name
             assert seen["tied"], name
-            assert seen["packs"] == [True, True], name
+            assert seen["packs"] == [True, True, True], name
             assert seen["apart"] < 1e-5, name
             assert seen["read"] == seen["kept"], name  # bytes: files are in float32 here
             assert seen["largest"] <= seen["whole"] / 3, name
@@ -151,4 +151,4 @@ def test_a_plan_knows_that_a_model_is_cut(rung: str, ranks: int, gigabytes: floa
     assert kept / 1e9 == pytest.approx(gigabytes, rel=0.1)
     assert parts["fetched"] / 1e9 == pytest.approx(4.2 + layers, rel=0.1)
     whole = costs.memory(replace(work, ranks=1), 512, True, Machine(0.0, 0.0, 1e12, {}, gpu=141e9))
-    assert whole["peak"] > (44e9 if rung == "qlora" else 141e9)
+    assert whole["peak"] > (42e9 if rung == "qlora" else 141e9)
