@@ -25,6 +25,7 @@ SIGNS = (  # of allocators that raise a plain RuntimeError
     "out of memory",
     "std::bad_alloc",
     "ALLOC_FAILED",
+    "could not create a primitive",  # oneDNN
 )
 
 
