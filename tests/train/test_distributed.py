@@ -247,9 +247,9 @@ def test_a_rank_tells_its_reason_where_nothing_can_be_logged(tmp_path: Path) -> 
         rank = subprocess.Popen(words, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=full)
         with rank:  # its stdin stays open: its end would say that nobody listens
             assert rank.stdout is not None
-            said = rank.stdout.read()
+            said, code = rank.stdout.read(), rank.wait()
     assert "none.yaml" in json.loads(said)["error"]["where"]
-    assert rank.returncode == 2
+    assert code == 2
 
 
 # --- the watcher, with ranks that only talk -------------------------------------------------------------------
