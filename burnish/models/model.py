@@ -231,6 +231,9 @@ class Model(nn.Module):
 
         A second document must say the same whatever stands before it, to the last bit, and what it says as a plain row.
         """
+        assert not any(value.is_meta for value in self.hf.parameters()), (
+            "nothing can be shown on a model without weights"
+        )
         config = self.base.config
         if not set(config.get("layer_types") or LAYERS) <= LAYERS or any(config.get(key) for key in LOCAL):
             return False

@@ -77,8 +77,8 @@ class Run:
 
     def share(self, ranks: Ranks) -> None:
         """Work at it with other processes: the model goes where it trains, and each rank has its share of the rows."""
-        shared = self.pairs and self.model.shares
         self.ranks, self.precision = ranks.prepare(self.model, self.precision)
+        shared = self.pairs and self.model.shares  # shown on the model as it is then: with its weights
         told: dict[str, Any] = {"rank": ranks.rank, "ranks": ranks.size, "packed": self.model.packs, "shared": shared}
         self.batches = replace(self.batches, **told)
         self.validation = self.validation and replace(self.validation, **told)

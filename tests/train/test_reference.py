@@ -12,9 +12,10 @@ import tiny
 import torch
 
 import burnish
-from burnish import store
+from burnish import kinds, store
 from burnish.errors import Interrupted
 from burnish.methods import _losses
+from burnish.models import load
 from burnish.tokens.batch import join
 from burnish.train import loop, reference
 from burnish.train.distributed import Ranks
@@ -52,6 +53,20 @@ def test_the_first_loss_is_ln_2_and_the_values_are_the_models_own(
     assert losses[-1] < losses[0] - 0.01
     told = np.stack([row.reference for row in run.batches.rows])
     assert told == pytest.approx(wanted.numpy(), abs=1e-4)
+
+
+@pytest.mark.parametrize("adapter", ["full", "lora"])
+def test_a_base_that_is_read_late_shares_and_packs_as_one_read_at_once(
+    adapter: str, tmp_path: Path, tmp_path_factory: Any
+) -> None:
+    """What is shown on the model is shown when it has its weights: before, it would be no and stay so."""
+    run = made(tmp_path_factory, tmp_path / "run", adapter)
+    late = load.load(run.model.base, run.model.head, dropout=0.0, outlined=True)
+    kinds.load("adapters", adapter).attach(late, {}, 0.0, 3)
+    run.model, run.batches = late, replace(run.batches, packed=False, shared=False)
+    run.share(Ranks())
+    assert run.batches.shared
+    assert run.batches.packed
 
 
 def test_it_is_worked_out_once(home: Path, tmp_path: Path, tmp_path_factory: Any, monkeypatch: Any) -> None:
