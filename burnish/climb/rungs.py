@@ -207,7 +207,7 @@ def make_prompted(
             before = under.cost["making"]
             making |= {"tokens": before["tokens"], "memory": max(peak.bytes, before["memory"])}
         facts = {**empty.facts, **({"on": on} if on else {}), "columns": ladder.prepared.columns, **chosen.shown}
-        facts["seconds"] = making["seconds"]
+        facts |= {"seconds": making["seconds"], "max_new_tokens": ladder.task.evaluate.max_new_tokens}
         made_artifact = replace(empty, recipe=chosen.recipe, facts=facts, tensors=chosen.tensors)
         artifacts.save(made_artifact, None, folder / "artifact")
         result = RungResult(

@@ -20,8 +20,14 @@ from burnish.task import Evaluate
 CHUNK = 512  # a prompt's common beginning runs once for each
 
 
-def answerer(artifact: Artifact, settings: Evaluate, model: Model | None = None) -> Answerer:
-    """The artifact's model ready to answer; `model` is a base already loaded (for rungs that share it)."""
+def answerer(artifact: Artifact, settings: Evaluate | None = None, model: Model | None = None) -> Answerer:
+    """The artifact's model ready to answer; `model` is a base already loaded (for rungs that share it).
+
+    Without settings answers are as long at most as those that the artifact was judged by.
+    """
+    if settings is None:
+        settings = Evaluate()
+        settings = replace(settings, max_new_tokens=artifact.facts.get("max_new_tokens", settings.max_new_tokens))
     return Answerer(
         model or artifact.model(),
         artifact.tokenizer(),

@@ -21,7 +21,6 @@ from burnish.data.questions import Question, questions
 from burnish.errors import DataError, Interrupted
 from burnish.evaluate.predict import answerer
 from burnish.records import LETTERS, Event, Prediction, Say
-from burnish.task import Evaluate
 
 CHUNK = 128  # rows lost by a kill at most; what prompts have in common runs once for each
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -43,7 +42,7 @@ def run(artifact: Artifact, data: str, out: Path, say: Say) -> dict[str, Any]:
     if not done:
         store.write_jsonl(part, [header])
     rung = kinds.load("prompting", artifact.prompting) if artifact.prompting else None
-    ready = answerer(artifact, Evaluate()) if before < len(rows) else None
+    ready = answerer(artifact) if before < len(rows) else None
     for start in range(before, len(rows), CHUNK):
         if store.stop_requested():
             raise Interrupted(f"Stopped after {start} of {len(rows)} rows", str(part), "give the same command again")

@@ -11,7 +11,6 @@ from burnish.generate import engine
 from burnish.generate.engine import Sampling
 from burnish.generate.pieces import continued, pieces
 from burnish.records import Example, Message, Prediction, Where
-from burnish.task import Evaluate
 
 
 class Chat:
@@ -19,7 +18,7 @@ class Chat:
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
-        self.ready = answerer(artifact, Evaluate())
+        self.ready = answerer(artifact)
         self.turns: list[Message] = []
         self.sources: Sequence[str] = ()  # of the last answer's passages
         kind = "answers in classes" if artifact.contract.labels else "goes on from your text"

@@ -295,6 +295,7 @@ def _tune(job: Job) -> Iterator[Event]:
         "learning_rate": prepared.timetable.peak,
         "stopped": run.progress.done,
         "columns": dict(job.columns),
+        "max_new_tokens": job.task.evaluate.max_new_tokens,
     }
     run.ranks.settle(model)
     made = Artifact(job.rung, job.base, job.contract, job.rung, {}, facts)

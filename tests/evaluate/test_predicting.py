@@ -42,7 +42,7 @@ def _echo(monkeypatch: pytest.MonkeyPatch) -> None:
                 raise KeyboardInterrupt
             yield Prediction(row.id, str(row.where), text=said)
 
-    monkeypatch.setattr(predict_file, "answerer", lambda artifact, settings: SimpleNamespace(answer=answer))
+    monkeypatch.setattr(predict_file, "answerer", lambda artifact: SimpleNamespace(answer=answer))
     monkeypatch.setattr(predict_file, "CHUNK", 2)
 
 
@@ -114,7 +114,7 @@ def test_a_picked_choice_is_told_by_letter_and_word_with_every_log_likelihood(tm
         for row in rows:
             yield Prediction(row.id, str(row.where), label="B", probabilities={"B": 0.9}, loglikelihoods=(-3.0, -0.5))
 
-    monkeypatch.setattr(predict_file, "answerer", lambda artifact, settings: SimpleNamespace(answer=answer))
+    monkeypatch.setattr(predict_file, "answerer", lambda artifact: SimpleNamespace(answer=answer))
     columns = {"columns": {"question": "q", "choices": ["o1", "o2"], "letter": "a"}}
     made = Made(facts=columns, contract=SimpleNamespace(shape="choices", labels=()))
     (tmp_path / "in.csv").write_text("q,o1,o2\nWhat falls?,sun,rain\nWhat shines?,,rain\n")

@@ -8,10 +8,12 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from burnish import store, taskfile
+from burnish import artifact, store, taskfile
 from burnish.errors import CheckpointError, ModelError, TrainError
+from burnish.evaluate import predict
 from burnish.models import base, places
 from burnish.records import Example, Where
+from burnish.task import Evaluate
 from burnish.tokens.contract import Contract
 from burnish.train import checkpoint, optim, tune
 
@@ -57,6 +59,16 @@ def test_weights_are_read_in_the_type_they_keep(rung, read, job, monkeypatch):
     monkeypatch.setattr(places, "read", lambda name, place, dtype, *rows: told.add(dtype) or real(name, place, dtype))
     list(tune.tune(job(rung=rung, precision="bf16")))
     assert told == {optim.DTYPES[name] for name in read}
+
+
+def test_an_artifact_answers_as_long_as_it_was_judged_by(job, monkeypatch):
+    """evaluate.max_new_tokens holds for `predict` and `chat` too."""
+    list(tune.tune(replace(job(), task=replace(job().task, evaluate=Evaluate(max_new_tokens=7)))))
+    made, told = artifact.load(job().folder / "artifact"), []
+    monkeypatch.setattr(predict, "Answerer", lambda *given: told.append(given[3]))
+    predict.answerer(made)
+    predict.answerer(made, Evaluate(max_new_tokens=9))
+    assert told == [7, 9]
 
 
 def test_another_contract_encodes_anew(job, monkeypatch):
