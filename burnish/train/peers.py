@@ -89,11 +89,11 @@ def _gather(nodes: int, size: int, port: int, until: float) -> list[Peer]:
             peers.append(Peer(told["node"], _alive(line)))
             if what := _misfit([peer.node for peer in peers], nodes, told["size"], size):
                 do = "give each machine the same --devices and --nodes, and its own --node-rank"
-                problem = TrainError(what, where, do)
+                refused = TrainError(what, where, do)
                 for peer in peers:
-                    peer.end(problem)
+                    peer.end(refused)
                     peer.line.close()
-                raise problem
+                raise refused
     return peers
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from burnish import kinds
-from burnish.evaluate.scores import USUAL, applicable, score
+from burnish.evaluate.scores import USUAL, Scoring, applicable
 from burnish.records import Example, Message, Prediction, Where
 from burnish.task import GOALS
 
@@ -46,7 +46,7 @@ def perfect(metric):
 
 
 def measure(metric, predictions):
-    return score(metric, list(examples(metric)), predictions, LABELS, resamples=100)
+    return Scoring(metric, list(examples(metric)), LABELS, resamples=100).score(predictions)
 
 
 @pytest.mark.parametrize("metric", METRICS)
