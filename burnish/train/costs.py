@@ -18,7 +18,6 @@ from burnish.train.terms import Load, Machine, Work, load_of, scaled
 STATES = {"adamw": 8.0, "adam": 8.0, "sgd": 4.0, "adamw-8bit": 2.0, "adafactor": 0.1}  # bytes for a trained number
 NF4 = 0.516  # bytes of a weight in 4 bits, constants included (Dettmers et al. 2023, QLoRA, section 3)
 CHUNK, TRAINED, DEVICE = 1 << 23, 1 << 25, 1 << 27  # logits held at once, as models/fused.py cuts them
-SPREADS = ("work", "kernels", "logits", "scratch", "activations")  # parts of memory that `Machine.spread` scales
 KERNELS = 1600  # that are kept at most: 2,600 shapes took 1.1 GB (docs/log.md)
 KEPT_CHECKPOINTS = 3  # two kept, and the one being written
 
@@ -111,8 +110,7 @@ def memory(work: Work, micro_tokens: int, recompute: bool, machine: Machine, fit
     frozen = (shape.parameters - shape.trained - shape.quantised) / work.ranks
     small = NF4 * shape.quantised / work.ranks
     lasting = {
-        "process": machine.resident if work.device == "cpu" else 0.0,
-        **({"work": machine.spread * fit.process} if work.device == "cpu" else {}),
+        "process": machine.resident + fit.process if work.device == "cpu" else 0.0,
         "weights": frozen * work.element + small + trained,
         **({"fetched": _fetched(work)} if work.ranks > 1 else {}),
         "optimizer": shape.trained * STATES[work.optimizer] / work.ranks,
@@ -120,18 +118,15 @@ def memory(work: Work, micro_tokens: int, recompute: bool, machine: Machine, fit
         **({"gradients": trained} if halved else {}),  # their sums keep their place
     }
     batch = largest_batch(work, micro_tokens)
-    forward = {
-        "logits": machine.spread * _logits(work, batch, fit),
-        "scratch": machine.spread * _scratch(work, batch, fit),
-    }
+    forward = {"logits": _logits(work, batch, fit), "scratch": _scratch(work, batch, fit)}
     each = mean_step(work, micro_tokens)
     seen = work.steps * each.batches * _new_shapes(work, scaled(each, 1 / each.batches))
-    lasting["kernels"] = machine.spread * fit.kernel * min(seen, KERNELS)
+    lasting["kernels"] = fit.kernel * min(seen, KERNELS)
     phases: dict[str, dict[str, float]] = {
         "training": {
             **lasting,
             "gradients": trained,
-            "activations": machine.spread * _activations(work, batch, recompute, fit),
+            "activations": _activations(work, batch, recompute, fit),
             **forward,
         },
         "update": {

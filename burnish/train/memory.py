@@ -52,22 +52,6 @@ def within(work: Callable[[], T], smaller: Callable[[], Event]) -> Generator[Eve
         yield smaller()
 
 
-def peak(device: torch.device, again: bool = False) -> int:
-    """Most bytes that were held since the last time with `again`, which begins anew; 0 where that cannot be told."""
-    if device.type == "cuda":
-        most = torch.cuda.max_memory_allocated(device)
-        if again:
-            torch.cuda.reset_peak_memory_stats(device)
-        return most
-    try:
-        if again:
-            Path("/proc/self/clear_refs").write_text("5")  # of Linux: the peak is what is held now
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
-    except (OSError, StopIteration):
-        return 0
-
-
 def free() -> int:
     """Bytes that this process may still take: the machine's free memory, or what is left of its container's share."""
     limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))

@@ -1,10 +1,9 @@
-"""A few layers of the very model, trained for a moment: by how much this run needs more than the arithmetic says.
+"""A few layers of the very model, trained for a moment: by how much this run is slower than the arithmetic says.
 
-In: what a run will train and how, and its Work.  Out: the Machine with its `pace` and `spread`.  Products, memory
-traffic and calls explain a step in shares that differ from one architecture to the next (a norm that no kernel of ours
-covers, a bias on the logits, a small model that lives on calls), and so do the gaps between what is held in memory; so
-what formulas say is set right by one measurement of the same code, on the same rows.  A small model is rehearsed whole,
-of a large one as many layers as the time allows.
+In: what a run will train and how, and its Work.  Out: the Machine with its `pace`.  Products, memory traffic and calls
+explain a step in shares that differ from one architecture to the next (a norm that no kernel of ours covers, a bias on
+the logits, a small model that lives on calls), so what formulas say is set right by one measurement of the same code,
+on the same rows.  A small model is rehearsed whole, of a large one as many layers as the time allows.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from burnish.models import heap, load, quicken
 from burnish.models.base import Base, Head
 from burnish.task import Task
 from burnish.tokens.batch import Batches
-from burnish.train import calibrate, costs, describe, loop, memory, optim
+from burnish.train import calibrate, costs, describe, loop, optim
 from burnish.train.optim import Masters
 from burnish.train.reference import Referred
 from burnish.train.run import Run
@@ -39,7 +38,6 @@ BUDGET = 1.2  # seconds for all counted steps
 STEPS = 6  # counted at most
 WORTH = 5.0  # seconds: a run that should take less is not kept waiting
 FEWEST = 2  # layers: of one alone a norm or a cast at the end would be half
-WIDEST = 2.0  # what comes and goes may take so many times what the arithmetic says, or so small a part of it
 DEPTHS = ("num_hidden_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
 
 
@@ -129,7 +127,7 @@ def _paced(trial: Trial, work: Work, machine: Machine, cut: tuple[int, bool], co
             told = _measured(trial, work, machine, cut, config)
         heap.trim()
         store.write_json(path, told)
-    return replace(machine, pace=told["pace"], updates=told["updates"], spread=told["spread"])
+    return replace(machine, pace=told["pace"], updates=told["updates"])
 
 
 def _file(known: list[Any]) -> Path:
@@ -142,18 +140,17 @@ def _remembered(path: Path) -> Mapping[str, float]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) and set(found) == {"pace", "updates", "spread"} else {}
+    return found if isinstance(found, dict) and set(found) == {"pace", "updates"} else {}
 
 
 def _measured(trial: Trial, work: Work, machine: Machine, cut: tuple[int, bool], config: Any) -> dict[str, float]:
-    """What passes and updates took in seconds and bytes, over what the arithmetic says of the same steps."""
+    """Seconds of forward with backward, and of the update, over what the arithmetic says of the same steps."""
     run = _run(trial, work, cut, config)
     masters = Masters(run.model.hf, run.model.trainable(), run.precision)
     optimizer = optim.build(masters.values, run.settings)
     run.lean()
     run.model.train()
-    passes, updates, began, parts = [], [], calibrate.clock(), dict[str, float]()
-    memory.peak(run.model.device, again=True)
+    passes, updates, began = [], [], calibrate.clock()
     for step in range(1, 2 + STEPS):
         one, before = _portion(work, trial.batches, step), _now(work)
         micro, loss = loop.gradient(run, masters, step)
@@ -162,17 +159,12 @@ def _measured(trial: Trial, work: Work, machine: Machine, cut: tuple[int, bool],
         said = costs.passing(one, costs.mean_step(one, cut[0]), True, cut[1], machine)
         passes.append((between - before) / said)
         updates.append((_now(work) - between) / costs.updating(one, machine))
-        same = costs.memory(replace(one, steps=step), *cut, machine)
-        parts = max(parts, same, key=lambda item: item.get("peak", 0.0))
         if step > 2 and calibrate.clock() - began > BUDGET:
             break
-    most = memory.peak(run.model.device)
     masters.release()
     for value in run.model.parameters():
         value.data = value.data.new_empty(0)  # modules know themselves: only the collector would free them
-    moving = sum(parts.get(name, 0.0) for name in costs.SPREADS)
-    spread = min(max(1 + (most - parts["peak"]) / moving, 1 / WIDEST), WIDEST) if most else 1.0
-    return {"pace": _undisturbed(passes[1:]), "updates": _undisturbed(updates[1:]), "spread": spread}
+    return {"pace": _undisturbed(passes[1:]), "updates": _undisturbed(updates[1:])}
 
 
 def _undisturbed(told: list[float]) -> float:

@@ -144,7 +144,6 @@ class Machine:
     draw: random numbers a second.  call: seconds of a tiny one, forward and backward.
     write, read: bytes a second to and from disk.
     pace, updates: seconds of passes and of optimizer steps over what the arithmetic says, as rehearse.py measured them.
-    spread: the same of the bytes that come and go with a pass.
     """
 
     memory: float
@@ -159,7 +158,6 @@ class Machine:
     gpu: float = 0.0
     pace: float = 1.0
     updates: float = 1.0
-    spread: float = 1.0
 
     def rate(self, inputs: int, outputs: int) -> tuple[float, float, float]:
         """The rates of a product: its own, else those of the nearest measured shape."""

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -81,29 +80,6 @@ def test_pairs_bring_a_reference_of_nothing_and_their_plan_counts_the_reference(
     assert 0 < told["reference"] < plain["training"]
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux to tell a peak from now on")
-def test_the_peak_of_the_rehearsed_steps_is_what_the_plan_says_of_them(made, monkeypatch):
-    trial, work, machine = made("bert", "full", Head("classes", ("a", "b")), "classify")
-    seen, real = [], rehearse.memory.peak
-    monkeypatch.setattr(rehearse.memory, "peak", lambda *told, **named: seen.append(real(*told, **named)) or seen[-1])
-    found = rehearse.paced(trial, work, machine, CUT)
-    few = [rehearse._portion(work, replace(trial.batches, micro_tokens=CUT[0]), step) for step in range(1, 8)]
-    said = max(costs.memory(replace(one, steps=7), *CUT, found)["peak"] for one in few)
-    assert seen[0] < seen[1] or found.spread != 1
-    assert said == pytest.approx(seen[1], rel=0.1) or found.spread in (rehearse.WIDEST, 1 / rehearse.WIDEST)
-
-
-def test_what_comes_and_goes_grows_with_its_spread_and_what_stays_does_not(made):
-    _, work, machine = made()
-    told, wide = (costs.memory(work, *CUT, replace(machine, spread=spread)) for spread in (1.0, 1.5))
-    assert all(
-        wide[name] == pytest.approx((1.5 if name in costs.SPREADS else 1) * told[name])
-        for name in told
-        if name != "peak"
-    )
-    assert wide["peak"] == pytest.approx(sum(value for name, value in wide.items() if name != "peak"))
-
-
 def test_everything_said_of_a_run_grows_with_its_pace(made):
     _, work, machine = made()
     slow = replace(machine, pace=2 * machine.pace, updates=2 * machine.updates)
@@ -123,9 +99,7 @@ def test_it_is_remembered_until_something_changes(made, monkeypatch):
     trial, work, machine = made()
     found = rehearse.paced(trial, work, machine, CUT)
     calls = []
-    monkeypatch.setattr(
-        rehearse, "_measured", lambda *told: calls.append(1) or {"pace": 3.0, "updates": 4.0, "spread": 1.5}
-    )
+    monkeypatch.setattr(rehearse, "_measured", lambda *told: calls.append(1) or {"pace": 3.0, "updates": 4.0})
     assert rehearse.paced(trial, work, machine, CUT) == found
     assert not calls
     assert rehearse.paced(trial, work, machine, (CUT[0], True)).pace == 3
@@ -142,7 +116,7 @@ def test_a_damaged_memory_is_measured_anew(made, tmp_path):
     (path,) = (tmp_path / "cache").glob("pace-*.json")
     path.write_text("[]")
     rehearse.paced(trial, work, machine, CUT)
-    assert set(json.loads(path.read_text())) == {"pace", "updates", "spread"}
+    assert set(json.loads(path.read_text())) == {"pace", "updates"}
 
 
 def test_an_architecture_that_cannot_be_rehearsed_is_left_to_the_arithmetic(made, monkeypatch):
