@@ -108,6 +108,7 @@ def dummy(base: Base, head: Head, config: Any, dropout: float | None = None) -> 
 
     with no_init_weights():
         model = _made(base, head, config, dropout, torch.device("cpu"))
+    model.hf.tie_weights()  # it was left out with the rest of what initializes
     some = torch.empty(1 << 16).normal_(std=0.02)
     for value in model.parameters():
         for part in value.detach().view(-1).split(len(some)):

@@ -147,12 +147,18 @@ class Masters:
 
     def release(self) -> None:
         """Give the model its trained weights in float32, to be saved."""
-        self._sparse(False)
-        for hook in self._hooks:
-            hook.remove()
         for name, value in self.parameters.items():
             value.data = self.number(name)
             self._lower.pop(name, None)
+        self.leave()
+
+    def leave(self) -> None:
+        """Add up no more gradients and forget those that are there."""
+        self.clear()
+        self._sparse(False)
+        for hook in self._hooks:
+            hook.remove()
+        for value in self.parameters.values():
             vars(value).pop("sums", None)
 
 

@@ -148,6 +148,7 @@ def _measured(trial: Trial, work: Work, machine: Machine, cut: tuple[int, bool],
     run = _run(trial, work, cut, config)
     masters = Masters(run.model.hf, run.model.trainable(), run.precision)
     optimizer = optim.build(masters.values, run.settings)
+    heap.trim()  # the first weights lay where the heap now has gaps: the rehearsal must not need more than the run
     run.lean()
     run.model.train()
     passes, updates, began = [], [], calibrate.clock()
@@ -161,7 +162,7 @@ def _measured(trial: Trial, work: Work, machine: Machine, cut: tuple[int, bool],
         updates.append((_now(work) - between) / costs.updating(one, machine))
         if step > 2 and calibrate.clock() - began > BUDGET:
             break
-    masters.release()
+    masters.leave()
     for value in run.model.parameters():
         value.data = value.data.new_empty(0)  # modules know themselves: only the collector would free them
     return {"pace": _undisturbed(passes[1:]), "updates": _undisturbed(updates[1:])}

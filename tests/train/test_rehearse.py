@@ -11,6 +11,7 @@ import transformers
 
 from burnish import kinds, taskfile
 from burnish.models import base as models
+from burnish.models import load
 from burnish.models.base import Head
 from burnish.tokens.batch import Batches
 from burnish.tokens.rows import Tokens
@@ -65,6 +66,14 @@ def test_a_step_takes_what_was_measured_of_it(kind, rung, made, monkeypatch):
     assert costs.seconds(once, *CUT, found)["step"] == pytest.approx(2, rel=0.3)  # rows of a step differ in length
     assert costs.updating(work, machine) * found.updates == pytest.approx(1)
     assert found.pace != machine.pace
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_what_is_rehearsed_is_as_large_as_what_is_trained(kind, tmp_path_factory):
+    """An output layer that is tied to the embedding is one with it here too."""
+    base = models.inspect(str(tiny.folder(kind, tmp_path_factory)))
+    own = load.dummy(base, Head("language"), load.configured(base, Head("language"), base.folder))
+    assert load.count(own.hf.parameters()) == load.count(load.load(base, Head("language")).hf.parameters())
 
 
 def test_heads_for_classes_are_rehearsed_too(made):
