@@ -147,10 +147,10 @@ class Masters:
 
     def release(self) -> None:
         """Give the model its trained weights in float32, to be saved."""
+        self.leave()
         for name, value in self.parameters.items():
             value.data = self.number(name)
             self._lower.pop(name, None)
-        self.leave()
 
     def leave(self) -> None:
         """Add up no more gradients and forget those that are there."""
