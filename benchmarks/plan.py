@@ -35,7 +35,10 @@ import numpy as np
 ROOT = Path(__file__).parent.parent
 LENGTHS = {"short": 50, "medium": 150, "long": 400}  # median tokens of a row (or a number); log-normal, at most 900
 SPREAD = 0.6  # deviation of their logarithm
-ROWS, STEPS, WARM = 96, 6, 2  # rows trained on, steps, and steps not timed
+ROWS, STEPS, WARM = 96, 6, 2  # rows trained on, steps at least, and steps not timed
+ENOUGH = (
+    1200  # median tokens of a row times steps: some 30 micro-batches, after which a heap has what gaps it comes to have
+)
 WITHIN = {"memory": 0.1, "seconds": 0.2}
 LLAMA = {  # hidden, layers, heads, key-value heads, feed-forward, vocabulary
     "llama-1m": (128, 4, 4, 4, 344, 2048),
@@ -239,7 +242,7 @@ def one(case: str, work: Path, into: Path, busy: bool) -> None:
     from burnish.records import Event
     from burnish.train import calibrate, estimate, rehearse
 
-    rehearse.WORTH = 0.0  # six steps stand for a run of many
+    rehearse.WORTH = 0.0  # these steps stand for a run of many
     os.environ["BURNISH_HOME"] = str(work / "home")
     for old in (work / "home" / "cache").glob("*.json"):
         old.unlink()  # rates and rehearsals are those of this hour
@@ -258,9 +261,10 @@ def one(case: str, work: Path, into: Path, busy: bool) -> None:
         estimate.choose = lambda *given: (choose(*given)[0], True)
     goal = {"classify": "classify", "regress": "regress", "sft": "answer", "selfsupervised": "write"}[method]
     files = [str((work / f"{method}-{length}.jsonl").resolve())]
+    steps = max(STEPS, ENOUGH // (LENGTHS.get(length) or int(length)))
     data = {"files": files, "validation": 0.2, "test": 0.05, "near_duplicates": 0, "on_problem": "drop"}
     task = {"goal": {"task": goal}, "data": data, "base": {"name": str((work / model).resolve())}}
-    task |= {"method": {"kind": method}, "train": {"max_steps": STEPS, "epochs": 0, "evaluate_every": STEPS // 2}}
+    task |= {"method": {"kind": method}, "train": {"max_steps": steps, "epochs": 0, "evaluate_every": steps // 2}}
     path = work / "home" / f"{case.replace(' ', '-')}.yaml"
     shutil.rmtree(work / "home" / "runs", ignore_errors=True)  # checkpoints of all cases are 20 GB
     path.parent.mkdir(parents=True, exist_ok=True)
