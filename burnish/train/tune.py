@@ -212,21 +212,50 @@ def _obstacle(job: Job, prepared: Prepared, model: Model) -> str:
 
 
 def _tune(job: Job) -> Iterator[Event]:
-    settings = job.task.train
     prepared = prepare(job)
     if job.ranks.main:
         _keep(job, prepared)
     needed = needs(job, prepared)
     begun = checkpoint.identity_of(job.folder / "checkpoints")  # auto on another machine goes on as it began
+    run = _begun(job, prepared, needed, begun)
+    yield Event("started", 0, 0.0, _started(job, prepared, needed, run))
+    for text in _warnings(prepared, needed, run):
+        yield Event("warned", 0, 0.0, {"text": text})
+    spared = begun.get("states", []) if begun else needed.states.get("splits", [])
+    if spared and not (yield from _keep_states(run, spared)):
+        return
+    log, first = job.folder / "events.jsonl", True
+    with memory.guarded():
+        for event in loop.fit(run):
+            if first and job.ranks.main:
+                _begin(log, event)
+            first = False
+            if job.ranks.main:
+                with store.disk_errors(log), log.open("a", encoding="utf-8") as stream:
+                    stream.write(json.dumps(event.to_json()) + "\n")
+            yield event
+            if event.kind == "stopped":
+                return
+    run.ranks.settle(run.model)
+    made = Artifact(job.rung, job.base, job.contract, job.rung, {}, _facts(job, prepared, run))
+    if job.ranks.main:
+        artifacts.save(made, run.model.eval(), job.folder / "artifact")
+    elif job.ranks.size > 1:
+        artifacts.lend(made, run.model)
+    job.ranks.tell("saved")
+
+
+def _begun(job: Job, prepared: Prepared, needed: Estimate, begun: Mapping[str, Any]) -> Run:
+    """The run with its model, where and as it trains.  begun: what an earlier sitting chose."""
+    settings, adapter = job.task.train, kinds.load("adapters", job.rung)
     precision = begun.get("precision") or optim.precision(settings.precision, job.ranks.device)
-    adapter = kinds.load("adapters", job.rung)
+    micro_tokens = begun.get("micro_tokens") or needed.micro_tokens
+    recompute = begun.get("recompute", needed.recompute)
     own = settings.dropout if adapter.CARRIES_BASE else None  # the base's; other adapters have a place for their own
     quantised = getattr(adapter, "QUANTISED", False)
     model = load.load(job.base, job.head, dropout=own, seed=settings.seed, quantised=quantised, outlined=True)
     adapter.attach(model, job.task.rung_settings.get(job.rung, {}), settings.dropout or 0.0, settings.seed)
     quicken.install(model.hf)
-    micro_tokens = begun.get("micro_tokens") or needed.micro_tokens
-    recompute = begun.get("recompute", needed.recompute)
     precision, micro_tokens, recompute = job.ranks.tell([precision, micro_tokens, recompute])
     batches, validation = (replace(part, micro_tokens=micro_tokens) for part in (prepared.batches, prepared.validation))
     run = Run(
@@ -244,66 +273,52 @@ def _tune(job: Job) -> Iterator[Event]:
         start=_start(job, quantised),
     )
     run.share(job.ranks)
-    spared = begun.get("states", []) if begun else needed.states.get("splits", [])
-    trained = load.count(model.trainable().values())
-    started = {
+    return run
+
+
+def _started(job: Job, prepared: Prepared, needed: Estimate, run: Run) -> dict[str, Any]:
+    """What the first event says."""
+    precision = run.identity["precision"]
+    return {
         "phase": job.rung,
         "method": job.method,
-        "parameters": load.count_whole(model.hf),
-        "trained": trained,
+        "parameters": load.count_whole(run.model.hf),
+        "trained": load.count(run.model.trainable().values()),
         "rows": prepared.train.count.rows,
         "dropped": prepared.dropped,
         "tokens": prepared.train.count.to_json(),
         "precision": precision,
-        "kernels": quicken.said(model.hf, model.device, optim.DTYPES[precision]),
+        "kernels": quicken.said(run.model.hf, run.model.device, optim.DTYPES[precision]),
         "needs": needed.to_json(),
         **prepared.timetable.to_json(),
     }
-    log = job.folder / "events.jsonl"
-    yield Event("started", 0, 0.0, started)
-    for part in (prepared.train, prepared.held):
-        if part.warning:
-            yield Event("warned", 0, 0.0, {"text": part.warning})
+
+
+def _warnings(prepared: Prepared, needed: Estimate, run: Run) -> Iterator[str]:
+    yield from (part.warning for part in (prepared.train, prepared.held) if part.warning)
     if needed.verdict == "does not fit":
-        yield Event("warned", 0, 0.0, {"text": f"this does not fit: {too_much(needed)}"})
-    if not validation.rows:
-        yield Event("warned", 0, 0.0, {"text": "no validation rows: no early stopping, and the last weights are kept"})
-    if spared and not (yield from _keep_states(run, spared)):
-        return
-    first = True
-    with memory.guarded():
-        for event in loop.fit(run):
-            if first and job.ranks.main:
-                _begin(log, event)
-            first = False
-            if job.ranks.main:
-                with store.disk_errors(log), log.open("a", encoding="utf-8") as stream:
-                    stream.write(json.dumps(event.to_json()) + "\n")
-            yield event
-            if event.kind == "stopped":
-                return
-    facts = {
+        yield f"this does not fit: {too_much(needed)}"
+    if run.validation is None:
+        yield "no validation rows: no early stopping, and the last weights are kept"
+
+
+def _facts(job: Job, prepared: Prepared, run: Run) -> dict[str, Any]:
+    """How the artifact was made."""
+    return {
         "seconds": round(run.progress.seconds, 2),
         "steps": run.progress.step,
         "best_step": run.progress.best_step or run.progress.step,
         "valid_loss": run.progress.best,
         "tokens": run.progress.tokens,
-        "trained": trained,
+        "trained": load.count(run.model.trainable().values()),
         "method": job.method,
         "rows": prepared.train.count.rows,
-        "seed": settings.seed,
+        "seed": job.task.train.seed,
         "learning_rate": prepared.timetable.peak,
         "stopped": run.progress.done,
         "columns": dict(job.columns),
         "max_new_tokens": job.task.evaluate.max_new_tokens,
     }
-    run.ranks.settle(model)
-    made = Artifact(job.rung, job.base, job.contract, job.rung, {}, facts)
-    if job.ranks.main:
-        artifacts.save(made, model.eval(), job.folder / "artifact")
-    elif job.ranks.size > 1:
-        artifacts.lend(made, model)
-    job.ranks.tell("saved")
 
 
 def _start(job: Job, quantised: bool) -> dict[str, Any]:
