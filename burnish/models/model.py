@@ -103,7 +103,8 @@ class Model(nn.Module):
 
     def even(self, batch: Batch) -> Batch:
         """A pack of a round size, where a new size of product costs a compilation (bfloat16 on the CPU)."""
-        if not batch.ends or self.hf.dtype != torch.bfloat16 or self.device.type != "cpu":
+        low = any(value.dtype == torch.bfloat16 for value in self.hf.parameters())  # an adapter's may be float32
+        if not batch.ends or not low or self.device.type != "cpu":
             return batch
         if batch.source_ends:
             return filled(batch, rounded(batch.ends[-1] + 1), rounded(batch.source_ends[-1] + 1))

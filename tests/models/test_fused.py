@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from burnish.models import attention, fused, kernels, quicken
 from burnish.models.layout import Spans
 from burnish.tokens.batch import filled, join
+from burnish.train.optim import Masters
 
 WAYS = pytest.mark.parametrize("compiled", [True, False], ids=["kernels", "pytorch"])
 # float32: sums in another order.  bfloat16: 8 bits, rounded once where PyTorch rounds between its steps.
@@ -229,3 +230,12 @@ def test_bfloat16_packs_come_in_round_sizes(tmp_path_factory: Any) -> None:
     assert pack.ends[-1] % 64
     assert model.even(pack) is pack
     assert model.to(torch.bfloat16).even(pack).ids.shape[1] % 64 == 0
+
+
+@pytest.mark.parametrize("rung", ["lora", "partial", "prompt-tuning", "qlora"])
+def test_whatever_is_trained_packs_come_in_round_sizes(rung: str, tmp_path_factory: Any) -> None:
+    """What an adapter adds stays in float32, and may stand before all weights: soft prompts compiled every length anew."""
+    model = tiny.model("llama", "language", tmp_path_factory, adapter=rung)
+    Masters(model.hf, model.trainable(), torch.bfloat16)
+    pack = join(tiny.rows("llama", "answers", tmp_path_factory))
+    assert model.even(pack).ids.shape[1] % 64 == 0
