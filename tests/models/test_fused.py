@@ -234,7 +234,7 @@ def test_bfloat16_packs_come_in_round_sizes(tmp_path_factory: Any) -> None:
 
 @pytest.mark.parametrize("rung", ["lora", "partial", "prompt-tuning", "qlora"])
 def test_whatever_is_trained_packs_come_in_round_sizes(rung: str, tmp_path_factory: Any) -> None:
-    """What an adapter adds stays in float32, and may stand before all weights: soft prompts compiled every length anew."""
+    """An adapter stays in float32 and may stand before all weights: soft prompts had every length compiled anew."""
     model = tiny.model("llama", "language", tmp_path_factory, adapter=rung)
     Masters(model.hf, model.trainable(), torch.bfloat16)
     pack = join(tiny.rows("llama", "answers", tmp_path_factory))
