@@ -56,6 +56,8 @@ def apart(like: Tensor) -> Tensor:
 
     malloc would fill a gap with it first (`lasting` is for when there are none yet).  Raises MemoryError.
     """
+    if not hasattr(mmap, "MAP_ANONYMOUS"):  # not a Unix
+        return torch.empty_like(like)
     try:
         pages = mmap.mmap(-1, max(like.nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as problem:

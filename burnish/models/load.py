@@ -29,8 +29,8 @@ def load(
 
     files: read the weights here instead (an artifact's), where nothing may be missing.
     quantised: linear layers become NF4 as they are read; memory peaks near the quantised size.
-    outlined: weights stay in their files until each of several processes takes its part (places.py); random ones are
-    had at once.
+    outlined: weights stay in their files until it is known in which type each is kept, and by which process
+    (places.py); random ones are had at once.
     """
     import transformers
 
