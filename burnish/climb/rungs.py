@@ -30,8 +30,6 @@ from burnish.task import parts
 from burnish.train.distributed import Ranks
 from burnish.train.tune import Job, tune
 
-ONE = Ranks()
-
 
 def job_of(ladder: Ladder, rung: str) -> Job:
     """What training a rung needs to know."""
@@ -54,14 +52,14 @@ def job_of(ladder: Ladder, rung: str) -> Job:
 
 
 def make_trained(
-    ladder: Ladder, rung: str, again: bool, say: Say, seeds: int = 1, search: int = 0, ranks: Ranks = ONE
+    ladder: Ladder, rung: str, again: bool, say: Say, seeds: int = 1, search: int = 0, ranks: Ranks | None = None
 ) -> RungResult:
     """Train one rung, or take the finished one of an earlier sitting.
 
     seeds: train it from so many seeds; the first makes the artifact.  search: try so many settings on validation rows.
-    ranks: the processes that train it together, each of which calls this.
+    ranks: the processes that train it together, each of which calls this; this one alone where none are given.
     """
-    folder = ladder.rung_folder(rung)
+    folder, ranks = ladder.rung_folder(rung), ranks or Ranks()
     if again and ranks.main:
         _forget(folder)
     ranks.tell("ready")
