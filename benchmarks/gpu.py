@@ -2,7 +2,7 @@
 
     python benchmarks/gpu.py [--only NAME,NAME] [--budget SECONDS] [--tiny] [--out FILE] [--json]
 
-The checks are the functions of gpu_checks.py, the most valuable first; docs/gpu-checks.md says what to carry to a
+The checks are the functions of gpu_checks/, the most valuable first; docs/gpu-checks.md says what to carry to a
 borrowed machine.  They run one after the other in a process beside this one, which is begun anew when a check fails
 hard or takes longer than it may, so that one cannot spoil the next.  --budget: seconds in all; what does not fit is not
 begun.  --out: each result as it is made, one JSON object a line.  --json: the last line is one JSON object of all.

@@ -260,7 +260,8 @@ class Kept:
     """
 
     def __init__(self, path: str, resume: bool) -> None:
-        self.path, self.rows = Path(path) if path else None, {}  # type: ignore[var-annotated]
+        self.path = Path(path) if path else None
+        self.rows: dict[Any, Any] = {}
         if self.path and self.path.exists():
             if not resume:
                 raise SystemExit(f"{path} is there already; --resume goes on with it, or name another file")

@@ -64,7 +64,7 @@ class Artifact:
 
     @property
     def head(self) -> Head:
-        return Head(self.contract.head, self.contract.labels)  # type: ignore[arg-type]
+        return Head(self.contract.head, self.contract.labels)
 
     @property
     def prompting(self) -> str:

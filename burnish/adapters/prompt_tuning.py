@@ -151,9 +151,9 @@ def bare(batch: Batch) -> Batch:
         document = cut(batch.source_document)
         return replace(batch, source=cut(ids), source_document=document, source_ends=ends(batch.source_ends))
     names = ("ids", "weights", "document", "targets", "segments")
-    kept = {name: cut(getattr(batch, name)) for name in names}
+    kept: dict[str, Any] = {name: cut(getattr(batch, name)) for name in names}
     positions = (batch.positions[own].view(len(ids), -1) - count).clamp_min(0)
-    return replace(batch, **kept, positions=positions, ends=ends(batch.ends))  # type: ignore[arg-type]
+    return replace(batch, **kept, positions=positions, ends=ends(batch.ends))
 
 
 def tensors(model: Model) -> dict[str, Tensor]:

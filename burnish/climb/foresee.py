@@ -10,7 +10,9 @@ import torch
 from burnish.climb.ladder import Ladder, rungs_of
 from burnish.climb.rungs import job_of, unfit
 from burnish.task import parts
-from burnish.train import calibrate, optim, standard, tune
+from burnish.train import calibrate, optim, standard
+from burnish.train.job import prepare
+from burnish.train.needs import needs
 
 
 def foresee(ladder: Ladder, rungs: Sequence[str] = ()) -> dict[str, Any]:
@@ -21,8 +23,8 @@ def foresee(ladder: Ladder, rungs: Sequence[str] = ()) -> dict[str, Any]:
     told: dict[str, Any] = {}
     for rung in filter(None, chosen):
         job = job_of(ladder, rung)
-        prepared = tune.prepare(job)
-        told[rung] = tune.needs(job, prepared).to_json() | {"rows": prepared.train.count.to_json()}
+        prepared = prepare(job)
+        told[rung] = needs(job, prepared).to_json() | {"rows": prepared.train.count.to_json()}
     return {
         "base": ladder.base.name,
         "method": ladder.method,

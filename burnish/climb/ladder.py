@@ -29,7 +29,7 @@ from burnish.records import LETTERS, Example
 from burnish.store import slug
 from burnish.task import Task, parts
 from burnish.tokens import ask
-from burnish.tokens.contract import Contract
+from burnish.tokens.contract import Contract, ending
 from burnish.tokens.template import Template
 from burnish.tokens.tokenizer import Tokenizer
 
@@ -263,7 +263,7 @@ def _contracts(
     target = kinds.constants("methods", method)["TARGET"]
     if target != "label":
         return asked, replace(asked, target=asked.target if target == "answers" else target)
-    head = "number" if task.goal.task == "regress" else "multi" if prepared.multi else "classes"
+    head = ending(task.goal.task, prepared.multi)
     trained = replace(asked, target="label", head=head, labels=labels if head != "number" else ())
     if head == "number":
         spread = float(np.std(numbers)) if numbers else 1.0

@@ -28,7 +28,8 @@ from burnish.prompting._world import World
 from burnish.records import Event, Example, RungResult, Say
 from burnish.task import parts
 from burnish.train.distributed import Ranks
-from burnish.train.tune import Job, tune
+from burnish.train.job import Job
+from burnish.train.tune import tune
 
 
 def job_of(ladder: Ladder, rung: str) -> Job:

@@ -17,7 +17,7 @@ from typing import Any
 from burnish import store
 from burnish.errors import MissingExtra, TaskError
 from burnish.records import Event, RungResult
-from burnish.train.tune import Job
+from burnish.train.job import Job
 
 GRID = ((1.0, 1.0), (3.0, 1.0), (1 / 3, 1.0), (1.0, 2.0), (3.0, 2.0), (1 / 3, 2.0))  # x learning rate, x epochs
 Train = Callable[[Job, Callable[[Event], bool]], RungResult | None]

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from burnish.errors import MissingExtra, ModelError
 from burnish.models import families
+from burnish.tokens.contract import Ending
 from burnish.tokens.tokenizer import read_json
 
 Kind = Literal["decoder", "encoder", "encoder-decoder"]
@@ -68,7 +69,7 @@ class Base:
 class Head:
     """What a model ends in: `language`, `classes` (softmax), `multi` (one sigmoid a class), `number`, or `none`."""
 
-    kind: Literal["language", "classes", "multi", "number", "none"]
+    kind: Ending
     labels: tuple[str, ...] = ()
 
     @property

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from burnish.tokens.batch import sent
+from burnish.tokens.batch import Batch, sent
 
 BLOCK = 256  # queries taken at once from a long document: the half of the causal square ahead of a block is skipped
 TOGETHER = 1 << 16  # scores per head up to which documents of like length share one product
@@ -161,3 +161,28 @@ class Layout:
     own: Spans
     source: Spans | None = None
     cross: Spans | None = None
+
+
+def layout_of(batch: Batch) -> Layout:
+    """The layout of a packed batch; of pairs that share a beginning, of three documents each."""
+    if batch.each == 3:
+        return Layout(_shared(batch))
+    own = Spans(batch.ends, batch.ends, batch.ids.device)
+    if not batch.source_ends:
+        return Layout(own)
+    source, device = batch.source_ends, batch.ids.device
+    return Layout(own, Spans(source, source, device), Spans(batch.ends, source, device))
+
+
+def _shared(batch: Batch) -> Spans:
+    """Two ends go on from each beginning: they see its keys before their own."""
+    places, ends = [], [0]
+    documents = list(pairwise(batch.ends))
+    for number, (start, end) in enumerate(documents):
+        own = [torch.arange(start, end)]
+        if number % 3 and number < 3 * batch.rows:  # not what fills the pack up
+            own.insert(0, torch.arange(*documents[number - number % 3]))
+        places += own
+        ends.append(ends[-1] + sum(map(len, own)))
+    device = batch.ids.device
+    return Spans(batch.ends, ends, device, torch.cat(places).to(device))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from burnish.models import attention
 from burnish.models.attention import Seat
 from burnish.models.base import OFFSET, Base, Head
-from burnish.models.layout import Layout, Spans, rounded
+from burnish.models.layout import layout_of, rounded
 from burnish.models.widened import widened
 from burnish.tokens.batch import Batch, collate, filled, join
 from burnish.tokens.rows import Tokens
@@ -119,7 +119,7 @@ class Model(nn.Module):
     def _seated(self, batch: Batch) -> Iterator[None]:
         """Tell the attention how a pack is laid out; gradients keep it for the backward pass."""
         seat = self.seat
-        seat.layout = _layout(batch) if batch.ends else None
+        seat.layout = layout_of(batch) if batch.ends else None
         if seat.layout is None:
             yield
             return
@@ -335,30 +335,6 @@ class Model(nn.Module):
     def trainable(self) -> dict[str, nn.Parameter]:
         """Parameters that training moves, by their file names (shared ones once)."""
         return {name: value for name, value in self.hf.named_parameters() if value.requires_grad}
-
-
-def _layout(batch: Batch) -> Layout:
-    if batch.each == 3:
-        return Layout(_shared(batch))
-    own = Spans(batch.ends, batch.ends, batch.ids.device)
-    if not batch.source_ends:
-        return Layout(own)
-    source, device = batch.source_ends, batch.ids.device
-    return Layout(own, Spans(source, source, device), Spans(batch.ends, source, device))
-
-
-def _shared(batch: Batch) -> Spans:
-    """Two ends go on from each beginning: they see its keys before their own."""
-    places, ends = [], [0]
-    documents = list(pairwise(batch.ends))
-    for number, (start, end) in enumerate(documents):
-        own = [torch.arange(start, end)]
-        if number % 3 and number < 3 * batch.rows:  # not what fills the pack up
-            own.insert(0, torch.arange(*documents[number - number % 3]))
-        places += own
-        ends.append(ends[-1] + sum(map(len, own)))
-    device = batch.ids.device
-    return Spans(batch.ends, ends, device, torch.cat(places).to(device))
 
 
 def _near(a: Tensor, b: Tensor) -> bool:

@@ -16,6 +16,7 @@ from burnish.generate.answer import Answerer, read_head
 from burnish.prompting import _frozen
 from burnish.prompting._world import Chosen, World
 from burnish.records import Example, Prediction
+from burnish.tokens.contract import ending
 
 COST = 30
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -54,7 +55,7 @@ def answer(
 ) -> Iterator[Prediction]:
     """One Prediction for each row."""
     contract = answerer.contract
-    head = "number" if contract.goal == "regress" else "multi" if contract.multi else "classes"
+    head = ending(contract.goal, contract.multi)
     scale = (float(tensors["centre"][0]), float(tensors["scale"][0])) if head == "number" else (0.0, 1.0)
     spoken = replace(contract, head=head, mean=scale[0], deviation=scale[1])
     inputs, problems = _frozen.features(answerer, rows)

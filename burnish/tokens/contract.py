@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from burnish.tokens.encode import Encoding, Target
 from burnish.tokens.template import Template
 from burnish.tokens.tokenizer import Tokenizer
+
+Ending = Literal["language", "classes", "multi", "number", "none"]  # of a model
+
+
+def ending(goal: str, multi: bool) -> Ending:
+    """What a model ends in that is trained on labels."""
+    return "number" if goal == "regress" else "multi" if multi else "classes"
 
 
 @dataclass(frozen=True)
@@ -27,7 +35,7 @@ class Contract:
     template_text: str
     max_length: int
     too_long: str
-    head: str = "language"
+    head: Ending = "language"
     labels: tuple[str, ...] = ()
     multi: bool = False
     instruction: str = ""

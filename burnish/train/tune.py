@@ -9,62 +9,23 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
 from typing import Any
-
-import numpy as np
 
 from burnish import artifact as artifacts
 from burnish import kinds, store
 from burnish.artifact import Artifact
-from burnish.data.prepare import iterate
-from burnish.data.validate import BadRows
-from burnish.errors import DataError, ModelError, TrainError
+from burnish.errors import DataError, TrainError
 from burnish.models import load, quicken
-from burnish.models.base import Base, Head
 from burnish.models.bottom import Bottom
-from burnish.models.model import Model
-from burnish.records import Event, Problem
-from burnish.task import Task
-from burnish.tokens import ask, cache
-from burnish.tokens.batch import Batches
-from burnish.tokens.contract import Contract
-from burnish.tokens.encode import Encoding, encode_all
-from burnish.tokens.rows import VIRTUAL, Count, Tokens
-from burnish.tokens.tokenizer import Tokenizer
-from burnish.train import calibrate, checkpoint, describe, estimate, loop, memory, optim, rehearse, states
-from burnish.train.distributed import Ranks
+from burnish.records import Event
+from burnish.train import checkpoint, describe, loop, memory, optim, states
 from burnish.train.estimate import Estimate
-from burnish.train.rehearse import Trial
+from burnish.train.job import Job, Prepared, prepare
+from burnish.train.needs import needs, too_much
 from burnish.train.run import Run
-from burnish.train.terms import Machine, Work
-from burnish.train.timetable import Timetable, timetable
-
-LIGHTER = ("qlora", "lora", "full")  # rungs of one kind by what they need, least first
-
-
-@dataclass(frozen=True)
-class Job:
-    """What one trained rung needs.  data: folder with train.jsonl and validation.jsonl.  folder: the rung's own."""
-
-    task: Task
-    rung: str
-    base: Base
-    contract: Contract
-    method: str
-    method_settings: Mapping[str, Any]
-    data: Path
-    folder: Path
-    identity: Mapping[str, Any]
-    columns: Mapping[str, Any]
-    ranks: Ranks = field(default_factory=Ranks)
-
-    @property
-    def head(self) -> Head:
-        return Head(self.contract.head, self.contract.labels)  # type: ignore[arg-type]
 
 
 def tune(job: Job) -> Iterator[Event]:
@@ -82,133 +43,6 @@ def tune(job: Job) -> Iterator[Event]:
         raise TrainError(
             what, job.rung, f"take a smaller base, the rung lora, or train.optimizer adafactor; {do}"
         ) from None
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A job before any weight is read: rows as tokens, its Timetable, and its batches (not yet cut for a machine)."""
-
-    train: Encoded
-    held: Encoded
-    method: ModuleType
-    settings: Any
-    timetable: Timetable
-    batches: Batches
-    validation: Batches
-
-    @property
-    def dropped(self) -> int:
-        return len(self.train.dropped) + len(self.held.dropped)
-
-
-def prepare(job: Job) -> Prepared:
-    """Encode the rows (or find them in the cache) and decide the run's numbers."""
-    settings = job.task.train
-    tokenizer = Tokenizer.load(job.base.folder)
-    encoding = job.contract.encoding(tokenizer, job.base.kind)
-    train, held = (encoded(job, encoding, split) for split in ("train", "validation"))
-    if 0 < job.base.vocabulary < tokenizer.size:
-        _known(job.base, (*train.tokens, *held.tokens))
-    method = kinds.load("methods", job.method)
-    own = method.Settings(**job.method_settings)
-    corrupt = method.corruption(job.base.kind, tokenizer, own) if hasattr(method, "corruption") else None
-    pad = tokenizer.id("pad") or 0
-    pad = pad if pad < (job.base.vocabulary or pad + 1) else 0  # what is there instead of a row is not read
-    batches, validation = (
-        Batches(part.tokens, settings.batch_size, settings.micro_tokens, settings.seed, pad, corrupt)
-        for part in (train, held)
-    )
-    table = timetable(settings, len(train.tokens), job.base.width, kinds.load("adapters", job.rung).RATE)
-    return Prepared(train, held, method, own, table, batches, validation)
-
-
-def _known(base: Base, rows: Sequence[Tokens]) -> None:
-    """Refuse rows with ids that the model has no embedding for: its tokenizer is larger than its vocabulary."""
-    for row in rows:
-        for document in row.documents():
-            ids = np.append(document.ids, document.source if document.source is not None else [])
-            unknown = ids[(ids >= base.vocabulary) & (ids < VIRTUAL)]
-            if len(unknown):
-                what = f"The tokenizer gives the id {int(unknown[0])}, and the model knows {base.vocabulary}"
-                raise ModelError(
-                    what, f"{base.folder}, row {row.where}", "use the tokenizer that belongs to this model"
-                )
-
-
-def needs(job: Job, prepared: Prepared) -> Estimate:
-    """What the run will need on this machine, and where that is too much, which rungs would need less."""
-
-    def skeleton(rung: str) -> Model:
-        return describe.skeleton(job.base, job.head, rung, job.task)
-
-    def work(rung: str, model: Model) -> Work:
-        return describe.work(
-            model,
-            job.task,
-            prepared.timetable,
-            prepared.batches,
-            prepared.validation,
-            job.contract.too_long == "split",
-            job.ranks.device,
-            describe.quantised(rung),
-        )
-
-    model = skeleton(job.rung)
-    cut = job.ranks.over(model)
-    own = replace(work(job.rung, model), ranks=cut, refers=prepared.method.TARGET == "pairs")
-    machine = calibrate.machine(own.shape, own.element, job.ranks.device)
-    machine = replace(machine, memory=machine.resident + (machine.memory - machine.resident) / job.ranks.local)
-    told = estimate.estimate(own, machine)
-    if job.ranks.size == 1 and told.verdict != "does not fit":
-        trial = Trial(
-            job.base,
-            job.head,
-            job.rung,
-            job.task,
-            prepared.method,
-            prepared.settings,
-            prepared.timetable,
-            prepared.batches,
-        )
-        machine = rehearse.paced(trial, own, machine, (told.micro_tokens, told.recompute))
-        told = estimate.estimate(own, machine)
-    if told.verdict == "fits" or job.base.random:
-        return _spared(job, prepared, model, own, machine, told)
-    lighter = LIGHTER[: LIGHTER.index(job.rung)] if job.rung in LIGHTER else ()
-    others = {
-        rung: replace(work(rung, skeleton(rung)), ranks=cut) for rung in lighter if rung in kinds.names("adapters")
-    }
-    return _spared(job, prepared, model, own, machine, estimate.estimate(own, machine, others))
-
-
-def _spared(job: Job, prepared: Prepared, model: Model, own: Work, machine: Machine, told: Estimate) -> Estimate:
-    """The estimate, less what is saved where frozen layers run once."""
-    layers, small = describe.frozen(model), describe.quantised(job.rung)
-    if not layers:
-        return told
-    if reason := _obstacle(job, prepared, model):
-        return replace(told, states=states.Saving(layers, reason=reason).to_json())
-    above = replace(own, shape=describe.shape(model, small, layers))
-    saved = states.saving(own, above, layers, job.base.width, machine, (told.micro_tokens, told.recompute))
-    return replace(
-        told,
-        seconds=replace(told.seconds, value=told.seconds.value - saved.seconds),
-        disk=replace(told.disk, value=told.disk.value + saved.bytes),
-        phases={**told.phases, "states": -saved.seconds, "all": told.phases["all"] - saved.seconds},
-        states=saved.to_json(),
-    )
-
-
-def _obstacle(job: Job, prepared: Prepared, model: Model) -> str:
-    """Why frozen layers say something else in every pass, or cannot be left out; '' when neither."""
-    dropout = job.task.train.dropout if kinds.load("adapters", job.rung).CARRIES_BASE else None
-    if prepared.batches.corrupt is not None:
-        return "what is hidden in a row is drawn anew in every epoch"
-    if job.contract.target == "pairs":
-        return "the answers of a pair share what they begin with"
-    if describe.drops(model.hf.config, dropout):
-        return "dropout is drawn in them (train.dropout=0 turns it off)"
-    return "several processes share the run" if job.ranks.size > 1 else ""
 
 
 def _tune(job: Job) -> Iterator[Event]:
@@ -362,27 +196,6 @@ def _keep_states(run: Run, splits: Sequence[str]) -> Generator[Event, None, bool
     return True
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """Rows as Tokens, the statement of tokens, what was dropped as the task says, and what was amiss on disk."""
-
-    tokens: Sequence[Tokens]
-    count: Count
-    dropped: list[Problem]
-    warning: str
-
-
-def encoded(job: Job, encoding: Encoding, split: str) -> Encoded:
-    """A split's Tokens, from the cache if they are there; raises BadRows when a row has none and may not be dropped."""
-    found = iterate(job.data, split)
-    name = cache.key(job.data / f"{split}.jsonl", job.contract, job.base.kind, job.base.folder)
-    kept = cache.rows(name, lambda: encode_all(ask.readable(found, job.contract), encoding))
-    errors = [problem for problem in kept.problems if problem.severity == "error"]
-    if errors and job.task.data.on_problem != "drop":
-        raise BadRows(errors, len(errors))
-    return Encoded(kept.rows, kept.count, kept.problems, kept.warning)
-
-
 def _keep(job: Job, prepared: Prepared) -> None:
     """Write what became of every row and token; raises DataError when none is left to train on."""
     told = {"train": prepared.train, "validation": prepared.held}
@@ -391,15 +204,6 @@ def _keep(job: Job, prepared: Prepared) -> None:
     store.write_json(job.folder / "tokens.json", {split: part.count.to_json() for split, part in told.items()})
     if not prepared.train.tokens:
         raise DataError("No row is left to train on", str(job.folder / "dropped.jsonl"), "see there for the reasons")
-
-
-def too_much(needed: Estimate) -> str:
-    """What is lacking, and the first change that mends it."""
-    peak = needed.parts["peak"]
-    what = f"about {peak / 1e9:.1f} GB of memory are needed, and {needed.room / 1e9:.1f} GB are free"
-    if peak <= needed.room:
-        what = f"{needed.disk.value / 1e9:.1f} GB of disk are needed, more than are free"
-    return f"{what}; {needed.remedies[0].text if needed.remedies else 'take a smaller base'}"
 
 
 def _begin(log: Path, first: Event) -> None:

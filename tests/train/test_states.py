@@ -17,6 +17,8 @@ from burnish.records import Example, Where
 from burnish.tokens.batch import Batches
 from burnish.tokens.contract import Contract
 from burnish.train import checkpoint, costs, describe, optim, states, tune
+from burnish.train.job import Job, prepare
+from burnish.train.needs import needs
 from burnish.train.terms import Machine, Rows, Work
 
 TEXTS = ["Once there was a king.", "He had a fox.", "The fox had a tail, 9 feet long!", "So it was.", "And is."]
@@ -42,7 +44,7 @@ def job(tmp_path_factory, tmp_path, home):
         contract = Contract("write", "document", "document", "raw", "", 96, "split")
         asked = {"train": told, "goal": {"task": "write"}, "partial": {"layers": layers}}
         asked["lora"] = {"targets": list(targets)}
-        return tune.Job(
+        return Job(
             taskfile.resolve(asked), rung, found, contract, "selfsupervised", {},
             tmp_path / "data", tmp_path / name, {"run": "r"}, {},
         )  # fmt: skip
@@ -219,7 +221,7 @@ def test_what_passes_more_than_one_tensor_is_run_and_said(job, home, monkeypatch
     [({"kind": "gpt2", "dropout": 0.1}, "dropout"), ({"kind": "bert"}, "drawn anew"), ({}, "")],
 )
 def test_why_nothing_is_kept(own, reason, job):
-    needed = tune.needs(job(**own), tune.prepare(job(**own)))
+    needed = needs(job(**own), prepare(job(**own)))
     assert needed.states["layers"] == 1
     assert reason in needed.states["reason"]
     assert bool(needed.states["splits"]) == (not reason)
@@ -227,7 +229,7 @@ def test_why_nothing_is_kept(own, reason, job):
 
 @pytest.mark.parametrize("own", [{"rung": "full"}, {"rung": "lora"}, {"layers": 2}, {"kind": "t5"}])
 def test_where_no_layer_is_frozen_nothing_is_said(own, job):
-    assert tune.needs(job(**own), tune.prepare(job(**own))).states == {}
+    assert needs(job(**own), prepare(job(**own))).states == {}
 
 
 def test_the_name_knows_rows_weights_and_cut(tmp_path_factory, home):

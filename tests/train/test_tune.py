@@ -16,6 +16,8 @@ from burnish.records import Example, Where
 from burnish.task import Evaluate
 from burnish.tokens.contract import Contract
 from burnish.train import checkpoint, optim, tune
+from burnish.train import job as jobs
+from burnish.train.job import Job
 
 TEXTS = ["Once there was a king.", "He had a fox.", "The fox had a tail, 9 feet long!", "So it was.", "And is."]
 
@@ -32,7 +34,7 @@ def job(tmp_path_factory, tmp_path, monkeypatch):
     def make(name="a", rung="full", contract=None, **own):
         told = {"max_steps": 4, "epochs": 0, "batch_size": 2, "save_every": 2, "evaluate_every": 2} | own
         contract = contract or Contract("write", "document", "document", "raw", "", 96, "split")
-        return tune.Job(
+        return Job(
             taskfile.resolve({"train": told, "goal": {"task": "write"}}), rung, found, contract, "selfsupervised", {},
             tmp_path / "data", tmp_path / name, {"run": "r"}, {},
         )  # fmt: skip
@@ -46,7 +48,7 @@ def steps(events):
 
 def test_a_second_start_encodes_nothing(job, monkeypatch):
     first = list(tune.tune(job("a")))
-    monkeypatch.setattr(tune, "encode_all", lambda *told: pytest.fail("encoded again"))
+    monkeypatch.setattr(jobs, "encode_all", lambda *told: pytest.fail("encoded again"))
     second = list(tune.tune(job("b", rung="full")))
     assert steps(first) == steps(second) != []
     monkeypatch.undo()
@@ -73,8 +75,8 @@ def test_an_artifact_answers_as_long_as_it_was_judged_by(job, monkeypatch):
 
 def test_another_contract_encodes_anew(job, monkeypatch):
     list(tune.tune(job("a")))
-    real, calls = tune.encode_all, []
-    monkeypatch.setattr(tune, "encode_all", lambda *told: calls.append(told) or real(*told))
+    real, calls = jobs.encode_all, []
+    monkeypatch.setattr(jobs, "encode_all", lambda *told: calls.append(told) or real(*told))
     shorter = Contract("write", "document", "document", "raw", "", 20, "split")
     list(tune.tune(job("b", contract=shorter)))
     assert len(calls) == 2
